@@ -1,0 +1,36 @@
+"""The worker of the entropy stage: a Ray Data actor that holds a judge and clusters batches of questions."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import torch
+
+from ka2l_ray import schema
+from ka2l_ray.config import EntropyConfig
+from ka2l_ray.semantics.clustering import cluster
+from ka2l_ray.semantics.judges import make_judge
+from ka2l_ray.world import bundled_path
+
+
+class ClusterBatch:
+    """Samples in, ``schema.CLUSTERS`` rows out."""
+
+    def __init__(self, config: EntropyConfig) -> None:
+        torch.set_num_threads(1)
+        self.judge = make_judge(config.judge, bundled_path(config.nli_model), config.equivalence, config.batch_size)
+        self.policy = config.policy
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        questions = batch["question"].to_pylist()
+        clusterings = cluster(questions, batch["generations"].to_pylist(), self.judge, self.policy)
+        columns = {
+            "question_id": batch["question_id"],
+            "question": batch["question"],
+            "semantic_entropy": [c.semantic_entropy for c in clusterings],
+            "cluster_ids": [c.cluster_ids for c in clusterings],
+            "majority_answer": [c.majority_answer for c in clusterings],
+            "judge_calls": [c.judge_calls for c in clusterings],
+            "triples": [c.triples for c in clusterings],
+            "non_transitive_triples": [c.non_transitive_triples for c in clusterings],
+        }
+        return pa.table(columns, schema=schema.CLUSTERS)

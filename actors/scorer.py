@@ -1,0 +1,63 @@
+"""The worker of the score stage: a Ray Data actor that runs the language model to the probe's layer and the probe on top."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from ka2l_ray import schema
+from ka2l_ray.language_model import LanguageModel
+from ka2l_ray.probes import p_unknown, probe_from_bytes
+from ka2l_ray.prompts import Prompter
+from ka2l_ray.storage import Storage
+from ka2l_ray.actors.language_model import Model
+
+
+class ScoreBatch:
+    """Questions in, ``schema.SCORES`` rows out: one or two floats a question, no states kept."""
+
+    def __init__(
+        self,
+        model: Model,
+        probe: str | None,
+        next_token_entropy: bool,
+        exclude: frozenset[str],
+        batch_tokens: int,
+        threads: int,
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.language_model = LanguageModel(model.base, adapter=model.adapter)
+        self.prompter = Prompter(self.language_model.tokenizer, model.prompt)
+        self.next_token_entropy = next_token_entropy
+        self.exclude = pa.array(sorted(exclude), pa.string())
+        self.batch_tokens = batch_tokens
+        self.probe, self.layer = None, None
+        if probe is not None:
+            self.probe, card = probe_from_bytes(Storage(probe).read_bytes("probe.safetensors"), probe)
+            self.probe.to(self.language_model.device)
+            self.layer = card.layer
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        batch = batch.filter(pc.invert(pc.is_in(batch["question_id"], value_set=self.exclude)))
+        encoded = [self.prompter.encode(self.prompter.prompt(question)) for question in batch["question"].to_pylist()]
+        last = self.language_model.n_layers
+        layers = sorted({layer for layer in (self.layer, last if self.next_token_entropy else None) if layer is not None})
+        probabilities = np.full(len(encoded), np.nan, np.float32)
+        entropies = np.full(len(encoded), np.nan, np.float32)
+        for rows, states in self.language_model.last_token_states(encoded, layers, batch_tokens=self.batch_tokens):
+            if self.probe is not None and self.layer is not None:
+                probabilities[rows] = p_unknown(self.probe, states[self.layer]).float().cpu().numpy()
+            if self.next_token_entropy:
+                entropies[rows] = self.language_model.next_token_entropy(states[last]).cpu().numpy()
+        return pa.table(
+            {
+                "question_id": batch["question_id"],
+                "question": batch["question"],
+                "p_unknown": pa.array(probabilities, from_pandas=True),
+                "next_token_entropy": pa.array(entropies, from_pandas=True),
+                "semantic_entropy": pa.nulls(len(encoded), pa.float64()),
+            },
+            schema=schema.SCORES,
+        )

@@ -1,0 +1,71 @@
+"""Stage annotate: answers for the selected questions, and the free targets of replayed known ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ka2l_ray import schema
+from ka2l_ray.errors import UserError
+from ka2l_ray.storage import Storage
+from ka2l_ray.store import Artefact, Store
+
+
+def annotate(store: Store, name: str, *, selection: Artefact, answers: Artefact) -> Artefact:
+    """The annotations table of ``selection``, from the ``answers`` column of a questions table.
+
+    Raises:
+        UserError: a selected question has no answer there.
+    """
+    inputs = {"stage": "annotate", "selection": selection.key, "answers": answers.key}
+
+    def build(work: Storage) -> dict[str, Any]:
+        chosen = selection.storage.read_table("", columns=["question_id", "question"])
+        found: dict[str, list[str]] = {}
+        wanted = chosen["question_id"].combine_chunks()
+        for file in answers.storage.parquet_files():
+            part = answers.storage.read_table(file)
+            rows = part.filter(pc.and_(pc.is_in(part["question_id"], value_set=wanted), pc.is_valid(part["answers"])))
+            found.update(zip(rows["question_id"].to_pylist(), rows["answers"].to_pylist(), strict=True))
+        missing = [question_id for question_id in wanted.to_pylist() if question_id not in found]
+        if missing:
+            raise UserError(
+                f"annotate: question '{missing[0]}' has no answers in {answers.facts.get('source', answers.url)} "
+                f"({len(missing)} of {len(wanted)} have none); add an 'answers' column, or set annotation.answers"
+            )
+        rows = [
+            {"question_id": i, "question": q, "target": found[i][0], "answers": found[i], "source": "column"}
+            for i, q in zip(wanted.to_pylist(), chosen["question"].to_pylist(), strict=True)
+        ]
+        work.write_table("annotations.parquet", pa.Table.from_pylist(rows, schema=schema.ANNOTATIONS))
+        return {"rows": len(rows), "labels": len(rows)}
+
+    return store.compute(name, inputs, build)
+
+
+def replay(store: Store, name: str, *, entropy: Artefact) -> Artefact:
+    """Training rows that cost no label: questions that the model answers consistently, with its own majority answer.
+
+    Of the questions in ``entropy`` those labelled known are kept.
+    """
+    inputs = {"stage": "replay", "entropy": entropy.key}
+
+    def build(work: Storage) -> dict[str, Any]:
+        table = entropy.storage.read_table("", columns=["question_id", "question", "majority_answer", "label"])
+        kept = [row for row in table.to_pylist() if row["label"] == 0 and row["majority_answer"]]
+        rows = [
+            {
+                "question_id": row["question_id"],
+                "question": row["question"],
+                "target": row["majority_answer"],
+                "answers": [row["majority_answer"]],
+                "source": "replay",
+            }
+            for row in kept
+        ]
+        work.write_table("annotations.parquet", pa.Table.from_pylist(rows, schema=schema.ANNOTATIONS))
+        return {"rows": len(rows), "labels": 0, "dropped": len(table) - len(rows)}
+
+    return store.compute(name, inputs, build)

@@ -1,0 +1,318 @@
+"""The command line of single stages: files in, one artefact directory out. ``--help`` of each names the tables."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ka2l_ray.acquisition import STRATEGIES
+from ka2l_ray.config import RunConfig, load_config
+from ka2l_ray.jobs.failures import reported
+
+Questions = Annotated[str, typer.Option("--questions", help="Questions: id, question (.jsonl, .parquet, or a stage's directory).")]
+Out = Annotated[str, typer.Option("--out", help="Directory to write; a finished one of the same inputs is kept as it is.")]
+ModelPath = Annotated[str, typer.Option("--model", help="Directory or hub name of a causal LM, or bundled:student.")]
+Adapter = Annotated[str | None, typer.Option("--adapter", help="Directory of a PEFT adapter on the model.")]
+Overrides = Annotated[list[str] | None, typer.Option("-o", "--override", help="Any configuration key: KEY=VALUE.")]
+Seed = Annotated[int, typer.Option("--seed", help="All randomness derives from it.")]
+
+
+@contextmanager
+def stage(out: str, overrides: list[str] | None, **values: Any) -> Iterator[tuple[RunConfig, Any, Any]]:
+    """(configuration, store, inputs) of one stage on a Ray cluster; errors become one line and an exit code."""
+    with reported():
+        from ka2l_ray.jobs.inputs import Inputs
+        from ka2l_ray.jobs.session import ray_session
+        from ka2l_ray.store import StageDirectory
+
+        given = {"model.path": "bundled:student", "pool.questions": "", **values}
+        config = load_config(None, overrides, {key: value for key, value in given.items() if value is not None})
+        target = Path(out).absolute()
+        inputs = target.parent / f".{target.name}.inputs"
+        try:
+            with ray_session(config.ray_address):
+                yield config, StageDirectory(str(target)), Inputs(str(inputs))
+        finally:
+            shutil.rmtree(inputs, ignore_errors=True)
+
+
+def _say(artefact: Any) -> None:
+    shown = {k: v for k, v in artefact.facts.items() if not isinstance(v, list | dict)}
+    typer.echo(f"{artefact.url}: " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()))
+
+
+def sample(
+    model: ModelPath,
+    questions: Questions,
+    out: Out,
+    k: Annotated[int, typer.Option("--k", help="Answers a question, two at least.")] = 10,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of the k answers.")] = 1.0,
+    engine: Annotated[str, typer.Option("--engine", help="Backend: transformers.")] = "transformers",
+    adapter: Adapter = None,
+    seed: Seed = 0,
+    override: Overrides = None,
+) -> None:
+    """Sample answers: id, question -> the samples table (generations, token ids and log-probabilities, greedy)."""
+    values = {"model.path": model, "sampling.k": k, "sampling.temperature": temperature, "engine.name": engine, "seed": seed}
+    with stage(out, override, **values) as (config, store, inputs):
+        from ka2l_ray.actors.language_model import Engines
+        from ka2l_ray.jobs.inputs import external_model
+        from ka2l_ray.jobs.sample import sample as run_stage
+
+        engines = Engines(config.engine)
+        asked = inputs.questions(questions)
+        lm = external_model(model, adapter, config.model, config.prompt)
+        _say(
+            run_stage(
+                store,
+                "samples",
+                questions=asked,
+                model=lm,
+                sampling=config.sampling,
+                engine=config.engine,
+                seed=(config.seed, 0),
+                engines=engines,
+            )
+        )
+
+
+def hidden_states(
+    model: ModelPath,
+    questions: Questions,
+    out: Out,
+    layers: Annotated[str, typer.Option("--layers", help="'all', or layer numbers with commas; 0 is the embeddings.")] = "all",
+    adapter: Adapter = None,
+    override: Overrides = None,
+) -> None:
+    """States of the last prompt token: id, question -> one column a layer (layer_0, layer_1, ...)."""
+    wanted = "all" if layers == "all" else [int(layer) if layer.strip().isdigit() else layer for layer in layers.split(",")]
+    with stage(out, override, **{"model.path": model, "probe.layers": wanted}) as (config, store, inputs):
+        from ka2l_ray.actors.language_model import Engines
+        from ka2l_ray.jobs.hidden_states import hidden_states as run_stage
+        from ka2l_ray.jobs.inputs import external_model
+
+        _say(
+            run_stage(
+                store,
+                "hidden_states",
+                questions=inputs.questions(questions),
+                model=external_model(model, adapter, config.model, config.prompt),
+                layers=config.probe.layers,
+                engine=config.engine,
+                engines=Engines(config.engine),
+            )
+        )
+
+
+def entropy(
+    samples: Annotated[str, typer.Option("--samples", help="id, question, generations.")],
+    out: Out,
+    judge: Annotated[str, typer.Option("--judge", help="nli or exact.")] = "nli",
+    nli_model: Annotated[str | None, typer.Option("--nli-model", help="NLI model, or bundled:judge.")] = None,
+    policy: Annotated[str, typer.Option("--policy", help="founder_last or founder_first.")] = "founder_last",
+    rule: Annotated[str, typer.Option("--rule", help="ka2l, two_means, quantile or fixed.")] = "ka2l",
+    override: Overrides = None,
+) -> None:
+    """Semantic entropy: id, question, generations -> id, semantic_entropy (nats), cluster_ids, label (1 unknown)."""
+    values = {"entropy.judge": judge, "entropy.nli_model": nli_model, "entropy.policy": policy, "entropy.rule": rule}
+    with stage(out, override, **values) as (config, store, inputs):
+        from ka2l_ray.jobs.entropy import entropy as run_stage
+
+        gpus = 1.0 if config.engine.gpus else 0.0
+        _say(run_stage(store, "entropy", samples=inputs.samples(samples), config=config.entropy, gpus=gpus))
+
+
+def probe(
+    hidden_states: Annotated[str, typer.Option("--hidden-states", help="Directory of ka2l hidden-states.")],
+    entropy: Annotated[str, typer.Option("--entropy", help="Directory of ka2l entropy.")],
+    out: Out,
+    kind: Annotated[str, typer.Option("--kind", help="mlp (KA2L's) or linear.")] = "mlp",
+    seed: Seed = 0,
+    override: Overrides = None,
+) -> None:
+    """Fit one probe a layer, choose the layer on validation: -> probe.safetensors, layers.parquet, predictions.parquet."""
+    with stage(out, override, **{"probe.kind": kind, "seed": seed}) as (config, store, inputs):
+        from ka2l_ray.errors import UserError
+        from ka2l_ray.jobs.probe import probe as run_stage
+
+        done = run_stage(
+            store,
+            "probe",
+            hidden_states=inputs.table(hidden_states),
+            entropy=inputs.table(entropy),
+            config=config.probe,
+            seed=config.seed,
+            use_gpu=config.engine.gpus > 0,
+        )
+        if not done.facts["fitted"]:
+            raise UserError(f"probe: {done.facts['reason']}")
+        _say(done)
+
+
+def score(
+    model: ModelPath,
+    questions: Questions,
+    out: Out,
+    probe: Annotated[str | None, typer.Option("--probe", help="Directory of ka2l probe.")] = None,
+    next_token_entropy: Annotated[bool, typer.Option("--next-token-entropy", help="Also the entropy baseline.")] = False,
+    adapter: Adapter = None,
+    override: Overrides = None,
+) -> None:
+    """Score a pool: id, question -> id, p_unknown (and next_token_entropy, nats)."""
+    with stage(out, override, **{"model.path": model}) as (config, store, inputs):
+        from ka2l_ray.errors import UserError
+        from ka2l_ray.jobs.inputs import external_model
+        from ka2l_ray.jobs.score import score as run_stage
+
+        fitted = inputs.table(probe) if probe else None
+        if fitted is not None and not fitted.storage.exists("probe.safetensors"):
+            raise UserError(f"{probe}: no probe there (probe.safetensors is missing); give a directory that ka2l probe wrote")
+        _say(
+            run_stage(
+                store,
+                "scores",
+                questions=inputs.questions(questions),
+                exclude=frozenset(),
+                model=external_model(model, adapter, config.model, config.prompt),
+                probe=fitted,
+                next_token_entropy=next_token_entropy,
+                engine=config.engine,
+            )
+        )
+
+
+def select(
+    scores: Annotated[str, typer.Option("--scores", help="id and the columns a strategy ranks by.")],
+    budget: Annotated[int, typer.Option("--budget", help="Labels to spend.")],
+    out: Out,
+    strategy: Annotated[
+        str, typer.Option("--strategy", help="; ".join(f"{s.name}: {s.summary}" for s in STRATEGIES.values()))
+    ] = "ka2l",
+    labelled: Annotated[str | None, typer.Option("--labelled", help="Questions that are labelled already.")] = None,
+    seed: Seed = 0,
+    override: Overrides = None,
+) -> None:
+    """Choose what to label: id, p_unknown, ... -> id, acquisition, rank."""
+    values = {"selection.strategy": strategy, "selection.budget": budget, "seed": seed}
+    with reported():
+        from ka2l_ray.jobs.inputs import Inputs
+        from ka2l_ray.jobs.select import select as run_stage
+        from ka2l_ray.questions import read_rows, row_id
+        from ka2l_ray.store import StageDirectory
+
+        config = load_config(None, override, {"model.path": "-", "pool.questions": "-", **values})
+        target = Path(out).absolute()
+        inputs_directory = target.parent / f".{target.name}.inputs"
+        spent = frozenset(row_id(place, row) for place, row in read_rows(labelled)) if labelled else frozenset()
+        try:
+            _say(
+                run_stage(
+                    StageDirectory(str(target)),
+                    "selection",
+                    scores=Inputs(str(inputs_directory)).scores(scores),
+                    strategy=config.selection.strategy,
+                    budget=config.selection.budget,
+                    labelled=spent,
+                    seed=(config.seed, 0),
+                )
+            )
+        finally:
+            shutil.rmtree(inputs_directory, ignore_errors=True)
+
+
+def annotate(
+    questions: Questions,
+    out: Out,
+    source: Annotated[str, typer.Option("--source", help="column: answers from a file's column.")] = "column",
+    answers: Annotated[str | None, typer.Option("--answers", help="id, answers; the questions' own column when left out.")] = None,
+) -> None:
+    """Label questions: id, question [, answers] -> id, question, target, answers."""
+    with reported():
+        from ka2l_ray.jobs.annotate import annotate as run_stage
+        from ka2l_ray.jobs.inputs import Inputs
+        from ka2l_ray.store import StageDirectory
+
+        load_config(None, None, {"model.path": "-", "pool.questions": "-", "annotation.source": source})
+        target = Path(out).absolute()
+        inputs_directory = target.parent / f".{target.name}.inputs"
+        try:
+            asked = Inputs(str(inputs_directory)).questions(questions)
+            labels = Inputs(str(inputs_directory / "answers")).questions(answers) if answers else asked
+            _say(run_stage(StageDirectory(str(target)), "annotations", selection=asked, answers=labels))
+        finally:
+            shutil.rmtree(inputs_directory, ignore_errors=True)
+
+
+def finetune(
+    annotations: Annotated[str, typer.Option("--annotations", help="id, question, target or answers.")],
+    out: Out,
+    model: ModelPath = "bundled:student",
+    adapter: Adapter = None,
+    seed: Seed = 0,
+    override: Overrides = None,
+) -> None:
+    """Train a LoRA adapter: id, question, target -> adapter_model.safetensors, adapter_config.json, training.json."""
+    with stage(out, override, **{"model.path": model, "seed": seed}) as (config, store, inputs):
+        from ka2l_ray.jobs.finetune import finetune as run_stage
+        from ka2l_ray.jobs.inputs import external_model
+
+        _say(
+            run_stage(
+                store,
+                "adapter",
+                annotations=[inputs.annotations(annotations)],
+                model=external_model(model, adapter, config.model, config.prompt),
+                config=config.finetune,
+                seed=config.seed,
+                use_gpu=config.engine.gpus > 0,
+            )
+        )
+
+
+def evaluate(
+    model: ModelPath,
+    test: Annotated[str, typer.Option("--test", help="id, question, answers.")],
+    out: Out,
+    adapter: Adapter = None,
+    before: Annotated[str | None, typer.Option("--before", help="Directory of an earlier ka2l evaluate, to split by.")] = None,
+    seed: Seed = 0,
+    override: Overrides = None,
+) -> None:
+    """Evaluate: id, question, answers -> prediction, exact_match, token_f1, rouge_l, bleu, meteor, known_before."""
+    with stage(out, override, **{"model.path": model, "seed": seed}) as (config, store, inputs):
+        from ka2l_ray.actors.language_model import Engines
+        from ka2l_ray.jobs.evaluate import evaluate as run_stage
+        from ka2l_ray.jobs.inputs import external_model
+
+        _say(
+            run_stage(
+                store,
+                "evaluation",
+                test=inputs.questions(test),
+                model=external_model(model, adapter, config.model, config.prompt),
+                sampling=config.sampling,
+                config=config.evaluation,
+                engine=config.engine,
+                seed=(config.seed,),
+                engines=Engines(config.engine),
+                before=inputs.table(before) if before else None,
+            )
+        )
+
+
+COMMANDS = {
+    "sample": sample,
+    "hidden-states": hidden_states,
+    "entropy": entropy,
+    "probe": probe,
+    "score": score,
+    "select": select,
+    "annotate": annotate,
+    "finetune": finetune,
+    "evaluate": evaluate,
+}

@@ -1,0 +1,361 @@
+"""The driver: KA2L's Algorithm 1, round after round, until a stopping rule holds.
+
+Everything it does is a stage that commits an artefact, so going on after any end is doing the same again: what is
+committed is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+
+from ka2l_ray.acquisition import strategy
+from ka2l_ray.actors.language_model import Engines, Model
+from ka2l_ray.config import NOT_CONTENT, RunConfig, dump
+from ka2l_ray.errors import RunMismatchError, UserError
+from ka2l_ray.jobs.annotate import annotate, replay
+from ka2l_ray.jobs.entropy import entropy
+from ka2l_ray.jobs.evaluate import evaluate
+from ka2l_ray.jobs.finetune import finetune
+from ka2l_ray.jobs.hidden_states import hidden_states
+from ka2l_ray.jobs.ledger import Ledger
+from ka2l_ray.jobs.probe import drift, probe
+from ka2l_ray.jobs.questions import check_disjoint, draw, input_key, questions
+from ka2l_ray.jobs.sample import sample
+from ka2l_ray.jobs.score import score, score_by_semantic_entropy
+from ka2l_ray.jobs.select import select
+from ka2l_ray.language_model import check_is_model
+from ka2l_ray.semantics.judges import load_nli_config
+from ka2l_ray.store import Artefact, RunStore, difference, flatten
+from ka2l_ray.world import bundled_path
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RunResult:
+    """How a run ended."""
+
+    rounds: int
+    labels: int
+    stopped: str
+    evaluations: list[Artefact] = field(default_factory=list)
+
+
+def run(config: RunConfig, store: RunStore) -> RunResult:
+    """The whole loop (KA2L Algorithm 1, repeated). The store must be locked, Ray connected.
+
+    Raises:
+        UserError: wrong input, or a run directory of another configuration.
+    """
+    hold_config(config, store)
+    engines = Engines(config.engine)
+    try:
+        return _Loop(config, store, engines).run()
+    finally:
+        engines.release()
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Raise a UserError for what can be known to be wrong before Ray starts: no such file, no model, no strategy."""
+    check_is_model(config.model)
+    strategy(config.selection.strategy)
+    if config.entropy.judge == "nli":
+        load_nli_config(bundled_path(config.entropy.nli_model))
+    for path in (config.pool.questions, config.pool.test, config.annotation.answers):
+        if path is not None:
+            input_key(path)
+
+
+def hold_config(config: RunConfig, store: RunStore) -> None:
+    """Write the resolved configuration, or raise a RunMismatchError that says how it differs from the one there."""
+    if store.storage.exists("config.yaml"):
+        there = content_part(yaml.safe_load(store.storage.read_bytes("config.yaml")))
+        now = content_part(config.model_dump(mode="json"))
+        if there != now:
+            raise RunMismatchError(
+                f"{config.output}: this run was begun with another configuration ({difference(there, now)}); "
+                "set another output, or delete the directory"
+            )
+    store.storage.write_bytes("config.yaml", dump(config).encode())
+
+
+def content_part(document: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a configuration that decide results, by dotted name."""
+    return {k: v for k, v in flatten(document).items() if not any(k == n or k.startswith(f"{n}.") for n in NOT_CONTENT)}
+
+
+class _Loop:
+    """State of the loop: labels so far, the model of this round."""
+
+    def __init__(self, config: RunConfig, store: RunStore, engines: Engines) -> None:
+        self.config, self.store, self.engines = config, store, engines
+        self.base = Model(config.model, config.prompt)
+        self.ledger = Ledger(store)
+        self.use_gpu = config.engine.gpus > 0
+        self.annotations: list[Artefact] = []
+        self.replays: list[Artefact] = []
+        self.labelled: frozenset[str] = frozenset()
+        self.evaluations: list[Artefact] = []
+        self.previous_probe: Artefact | None = None
+
+    def run(self) -> RunResult:
+        pool = questions(self.store, "pool", path=self.config.pool.questions)
+        self._check_budget(pool)
+        answers = pool
+        if self.config.annotation.answers:
+            answers = questions(self.store, "answers", path=self.config.annotation.answers)
+        test = None
+        if self.config.pool.test:
+            test = questions(self.store, "test", path=self.config.pool.test)
+            check_disjoint(pool, test)
+            self.evaluations.append(self._evaluate("baseline/evaluation", test, self.base, None))
+
+        model, stopped, round_ = self.base, None, 0
+        while stopped is None:
+            at = f"rounds/{round_:03d}"
+            probing = self._draw_probing_set(at, round_, pool)
+            samples = self._sample(f"{at}/samples", probing, model, round_)
+            states = self._hidden_states(f"{at}/hidden_states", probing, model)
+            self.engines.release_gpus()
+            uncertainty = entropy(self.store, f"{at}/entropy", samples=samples, config=self.config.entropy, gpus=self._share_of_gpu)
+            classifier = self._probe(at, states, uncertainty)
+            scores = self._score(f"{at}/scores", pool, model, classifier, uncertainty)
+            stopped = self._nothing_to_spend_on(scores, uncertainty)
+            if stopped is not None:
+                break
+            chosen = self._select(f"{at}/selection", scores, round_)
+            self.annotations.append(annotate(self.store, f"{at}/annotations", selection=chosen, answers=answers))
+            self.labelled |= frozenset(_ids(chosen))
+            self._replay(at, pool, scores, uncertainty, model, round_)
+            self.engines.release_gpus()
+            model = self._finetune(f"{at}/adapter", model)
+            if test is not None:
+                self.evaluations.append(self._evaluate(f"{at}/evaluation", test, model, self.evaluations[0]))
+            round_ += 1
+            self.ledger.round_done(round_, len(self.labelled))
+            stopped = self._stopping_rule(round_, pool, scores)
+        logger.info("stopped after %d rounds and %d labels: %s", round_, len(self.labelled), stopped)
+        self.store.log_metric("stopped", stopped, round=round_, labels=len(self.labelled))
+        return RunResult(round_, len(self.labelled), stopped, self.evaluations)
+
+    @property
+    def _share_of_gpu(self) -> float:
+        return 1.0 if self.use_gpu else 0.0
+
+    def _check_budget(self, pool: Artefact) -> None:
+        if self.config.selection.budget > pool.facts["rows"]:
+            raise UserError(
+                f"selection.budget is {self.config.selection.budget} labels a round, {self.config.pool.questions} has "
+                f"{pool.facts['rows']} questions; lower the budget"
+            )
+        strategy(self.config.selection.strategy)
+
+    def _draw_probing_set(self, at: str, round_: int, pool: Artefact) -> Artefact:
+        return draw(
+            self.store,
+            f"{at}/probing_set",
+            source=pool,
+            size=self.config.pool.probing_size,
+            allowed=None,
+            exclude=self.labelled,
+            seed=(self.config.seed, "probing set", round_),
+        )
+
+    def _sample(self, name: str, asked: Artefact, model: Model, round_: int) -> Artefact:
+        return sample(
+            self.store,
+            name,
+            questions=asked,
+            model=model,
+            sampling=self.config.sampling,
+            engine=self.config.engine,
+            seed=(self.config.seed, round_),
+            engines=self.engines,
+        )
+
+    def _hidden_states(self, name: str, asked: Artefact, model: Model) -> Artefact:
+        return hidden_states(
+            self.store,
+            name,
+            questions=asked,
+            model=model,
+            layers=self.config.probe.layers,
+            engine=self.config.engine,
+            engines=self.engines,
+        )
+
+    def _probe(self, at: str, states: Artefact, uncertainty: Artefact) -> Artefact | None:
+        """This round's probe, or None where its labels leave nothing to tell apart; and the drift of the last one."""
+        fitted = probe(
+            self.store,
+            f"{at}/probe",
+            hidden_states=states,
+            entropy=uncertainty,
+            config=self.config.probe,
+            seed=self.config.seed,
+            use_gpu=self.use_gpu,
+        )
+        if self.previous_probe is not None:
+            drift(self.store, f"{at}/drift", previous=self.previous_probe, probe=fitted, hidden_states=states, entropy=uncertainty)
+        if not fitted.facts["fitted"]:
+            logger.warning("%s; questions are ranked by semantic entropy instead", fitted.facts["reason"])
+            return None
+        self.previous_probe = fitted
+        return fitted
+
+    def _score(
+        self, name: str, pool: Artefact, model: Model, classifier: Artefact | None, uncertainty: Artefact
+    ) -> Artefact:
+        wants_entropy = "next_token_entropy" in strategy(self.config.selection.strategy).needs
+        if classifier is None and not wants_entropy:
+            return score_by_semantic_entropy(self.store, name, entropy=uncertainty, reason="no probe could be fitted")
+        return score(
+            self.store,
+            name,
+            questions=pool,
+            exclude=self.labelled,
+            model=model,
+            probe=classifier,
+            next_token_entropy=wants_entropy,
+            engine=self.config.engine,
+        )
+
+    def _nothing_to_spend_on(self, scores: Artefact, uncertainty: Artefact) -> str | None:
+        """Why no label can be spent this round, if so."""
+        if scores.facts["rows"] == 0:
+            return "every question of the pool is labelled"
+        needs = strategy(self._strategy(scores)).needs
+        if "semantic_entropy" in needs:
+            entropies = uncertainty.storage.read_table("", columns=["semantic_entropy"])["semantic_entropy"].to_numpy()
+            if np.ptp(entropies) == 0:
+                return (
+                    f"nothing can be ranked: no probe could be fitted, and all {len(entropies)} sampled questions have the "
+                    f"same semantic entropy, {entropies[0]:.3f} nats"
+                )
+        return None
+
+    def _strategy(self, scores: Artefact) -> str:
+        """The configured strategy, or ``semantic_entropy`` where it needs a probe and there is none."""
+        wanted = self.config.selection.strategy
+        if scores.facts.get("ranked_by") == "semantic_entropy" and strategy(wanted).needs:
+            return "semantic_entropy"
+        return wanted
+
+    def _select(self, name: str, scores: Artefact, round_: int) -> Artefact:
+        budget = min(self.config.selection.budget, scores.facts["rows"])
+        if self.config.stopping.max_labels is not None:
+            budget = min(budget, self.config.stopping.max_labels - len(self.labelled))
+        if budget < self.config.selection.budget:
+            logger.warning("%s: only %d questions can be chosen from, not %d", name, budget, self.config.selection.budget)
+        return select(
+            self.store,
+            name,
+            scores=scores,
+            strategy=self._strategy(scores),
+            budget=budget,
+            labelled=self.labelled,
+            seed=(self.config.seed, round_),
+        )
+
+    def _replay(self, at: str, pool: Artefact, scores: Artefact, uncertainty: Artefact, model: Model, round_: int) -> None:
+        """Predicted-known, unlabelled questions with the model's own majority answer as target: no label is spent."""
+        wanted = round(self.config.finetune.replay_known * self.annotations[-1].facts["rows"])
+        known = _predicted_known(scores, uncertainty)
+        if not wanted or not len(known):
+            return
+        already = frozenset(i for artefact in self.replays for i in _ids(artefact))
+        asked = draw(
+            self.store,
+            f"{at}/replay_questions",
+            source=pool,
+            size=wanted,
+            allowed=known,
+            exclude=self.labelled | already,
+            seed=(self.config.seed, "replay", round_),
+        )
+        if not asked.facts["rows"]:
+            return
+        samples = self._sample(f"{at}/replay_samples", asked, model, round_)
+        judged = entropy(
+            self.store,
+            f"{at}/replay_entropy",
+            samples=samples,
+            config=self.config.entropy,
+            threshold_at=uncertainty.facts["threshold"],
+            gpus=self._share_of_gpu,
+        )
+        self.replays.append(replay(self.store, f"{at}/replay", entropy=judged))
+
+    def _finetune(self, name: str, model: Model) -> Model:
+        """M_{r+1}: from the base on all labels so far, or from the last adapter on the new ones."""
+        whole = self.config.finetune.start == "base"
+        rows = [*self.annotations, *self.replays] if whole else [self.annotations[-1], *self.replays[-1:]]
+        adapter = finetune(
+            self.store,
+            name,
+            annotations=rows,
+            model=self.base if whole else model,
+            config=self.config.finetune,
+            seed=self.config.seed,
+            use_gpu=self.use_gpu,
+        )
+        return Model(self.config.model, self.config.prompt, adapter.url, adapter.key)
+
+    def _evaluate(self, name: str, test: Artefact, model: Model, before: Artefact | None) -> Artefact:
+        done = evaluate(
+            self.store,
+            name,
+            test=test,
+            model=model,
+            sampling=self.config.sampling,
+            config=self.config.evaluation,
+            engine=self.config.engine,
+            seed=(self.config.seed,),
+            engines=self.engines,
+            before=before,
+        )
+        logger.info("%s: exact match %.3f", name, done.facts["accuracy"])
+        return done
+
+    def _stopping_rule(self, round_: int, pool: Artefact, scores: Artefact) -> str | None:
+        """The first rule that holds after ``round_`` rounds, in words."""
+        stopping = self.config.stopping
+        if stopping.max_labels is not None and len(self.labelled) >= stopping.max_labels:
+            return f"the budget of {stopping.max_labels} labels is spent"
+        if round_ >= stopping.max_rounds:
+            return f"the number of rounds, {stopping.max_rounds}, is reached"
+        if len(self.labelled) >= pool.facts["rows"]:
+            return "every question of the pool is labelled"
+        if "predicted_unknown" in scores.facts:
+            share = scores.facts["predicted_unknown"] / max(1, scores.facts["rows"])
+            if share < stopping.min_unknown_share:
+                return f"the share predicted unknown, {share:.3f}, is below {stopping.min_unknown_share}"
+        if stopping.plateau_rounds is not None and len(self.evaluations) > stopping.plateau_rounds:
+            curve = [e.facts["accuracy"] for e in self.evaluations]
+            best_before = max(curve[: -stopping.plateau_rounds])
+            if max(curve[-stopping.plateau_rounds :]) < best_before + stopping.plateau_gain:
+                return f"exact match has not risen by {stopping.plateau_gain} in {stopping.plateau_rounds} rounds"
+        return None
+
+
+def _predicted_known(scores: Artefact, uncertainty: Artefact) -> pa.Array:
+    """Ids with p(unknown) < 0.5; without a probe, those sampled and labelled known."""
+    if "predicted_unknown" in scores.facts:
+        table = scores.storage.read_table("", columns=["question_id", "p_unknown"])
+        table = table.filter(pc.less(table["p_unknown"], 0.5))
+    else:
+        table = uncertainty.storage.read_table("", columns=["question_id", "label"])
+        table = table.filter(pc.equal(table["label"], 0))
+    return table["question_id"].combine_chunks()
+
+
+def _ids(artefact: Artefact) -> list[str]:
+    ids: list[str] = artefact.storage.read_table("", columns=["question_id"])["question_id"].to_pylist()
+    return ids

@@ -1,0 +1,139 @@
+"""Files that a user gives to one stage, as artefacts: what a stage committed is taken as it is, other files are validated."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ka2l_ray import schema
+from ka2l_ray.config import ModelConfig, PromptConfig
+from ka2l_ray.errors import UserError
+from ka2l_ray.actors.language_model import Model
+from ka2l_ray.jobs.questions import ROWS_PER_PART, input_key, questions
+from ka2l_ray.questions import read_rows, row_id
+from ka2l_ray.storage import Storage, file_digest
+from ka2l_ray.store import Artefact, StageDirectory, committed_artefact
+
+SAMPLED = pa.schema([schema.SAMPLES.field(name) for name in ("question_id", "question", "generations")])
+
+
+class Inputs:
+    """Imports into ``directory``, which lies beside the output so that workers reach it."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def questions(self, path: str) -> Artefact:
+        """A questions table; a table with other columns (scores, a selection) serves too."""
+        return self._committed(path) or questions(StageDirectory(f"{self.directory}/questions"), "", path=path)
+
+    def samples(self, path: str) -> Artefact:
+        """id, question, generations."""
+        return self._committed(path) or self._import(path, "samples", _sampled, SAMPLED)
+
+    def annotations(self, path: str) -> Artefact:
+        """id, question and target or answers."""
+        return self._committed(path) or self._import(path, "annotations", _annotated, schema.ANNOTATIONS)
+
+    def scores(self, path: str) -> Artefact:
+        """id and the columns that a strategy may rank by."""
+        return self._committed(path) or self._import(path, "scores", _scored, schema.SCORES)
+
+    def table(self, path: str) -> Artefact:
+        """A directory that a stage committed, or one of Parquet files.
+
+        Raises:
+            UserError: anything else.
+        """
+        found = self._committed(path)
+        if found is not None:
+            return found
+        if not Path(path).is_dir() or not list(Path(path).glob("*.parquet")):
+            raise UserError(f"{path}: no such table; give a directory that a ka2l stage wrote")
+        return Artefact(Path(path).name, input_key(path), {}, {}, 0.0, socket.gethostname(), str(Path(path).absolute()))
+
+    def _committed(self, path: str) -> Artefact | None:
+        return committed_artefact(str(Path(path).absolute())) if Path(path).is_dir() else None
+
+    def _import(
+        self, path: str, name: str, convert: Callable[[str, dict[str, Any]], dict[str, Any]], wanted: pa.Schema
+    ) -> Artefact:
+        def build(work: Storage) -> dict[str, Any]:
+            total = 0
+            for rows in _chunks(path, convert):
+                work.write_table(f"part-{total // ROWS_PER_PART:05d}.parquet", pa.Table.from_pylist(rows, schema=wanted))
+                total += len(rows)
+            return {"rows": total, "source": path}
+
+        return StageDirectory(f"{self.directory}/{name}").compute(name, {"stage": name, "file": input_key(path)}, build)
+
+
+def external_model(path: str, adapter: str | None, base: ModelConfig, prompt: PromptConfig) -> Model:
+    """The model of a command line.
+
+    Raises:
+        UserError: an adapter directory without weights.
+    """
+    if adapter is None:
+        return Model(base, prompt)
+    weights = Path(adapter) / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{adapter}: no adapter there (adapter_model.safetensors is missing); give a PEFT adapter's directory")
+    committed = committed_artefact(str(Path(adapter).absolute()))
+    return Model(base, prompt, str(Path(adapter).absolute()), committed.key if committed else file_digest(weights))
+
+
+def _chunks(path: str, convert: Callable[[str, dict[str, Any]], dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    seen: set[str] = set()
+    rows: list[dict[str, Any]] = []
+    for place, row in read_rows(path):
+        question_id = row_id(place, row)
+        if question_id in seen:
+            raise UserError(f"{place}: id '{question_id}' stands in an earlier row; ids must be unique")
+        seen.add(question_id)
+        rows.append({"question_id": question_id, **convert(place, row)})
+        if len(rows) == ROWS_PER_PART:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+    if not seen:
+        raise UserError(f"{path}: no rows in this file")
+
+
+def _question(place: str, row: dict[str, Any]) -> str:
+    question = row.get("question")
+    if not isinstance(question, str) or not question.strip():
+        raise UserError(f"{place}: the row has no 'question'; every row needs a question text")
+    return question.strip()
+
+
+def _sampled(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    generations = row.get("generations")
+    if not isinstance(generations, list) or not all(isinstance(text, str) for text in generations):
+        raise UserError(f"{place}: 'generations' must be a list of answers")
+    if len(generations) < 2:
+        raise UserError(f"{place}: {len(generations)} generations; semantic entropy needs at least two")
+    return {"question": _question(place, row), "generations": generations}
+
+
+def _annotated(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    answers = row.get("answers") or ([row["target"]] if row.get("target") else [])
+    if not isinstance(answers, list) or not answers or not all(isinstance(text, str) and text.strip() for text in answers):
+        raise UserError(f"{place}: the row has no answers to train on; give 'target' or 'answers'")
+    target = row.get("target") or answers[0]
+    return {"question": _question(place, row), "target": target, "answers": answers, "source": row.get("source") or "column"}
+
+
+def _scored(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    columns = {}
+    for name in ("p_unknown", "next_token_entropy", "semantic_entropy"):
+        value = row.get(name)
+        if value is not None and not isinstance(value, int | float):
+            raise UserError(f"{place}: '{name}' must be a number, this is {value!r}")
+        columns[name] = value
+    return {"question": str(row.get("question") or ""), **columns}

@@ -1,0 +1,234 @@
+"""Stage probe: one classifier a layer under Ray Train, the layer chosen on validation (KA2L section 3.2.3).
+
+Each worker fits its share of the layers one after another and keeps the best probe only; a layer that an earlier attempt
+finished is not fitted again.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.train
+import torch
+from numpy.typing import NDArray
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from ka2l_ray import schema
+from ka2l_ray.config import ProbeConfig
+from ka2l_ray.errors import UserError
+from ka2l_ray.probes import (
+    DegenerateLabelsError,
+    LayerFit,
+    ProbeCard,
+    auroc,
+    better,
+    check_finite,
+    check_labels,
+    fit_probe,
+    p_unknown,
+    probe_from_bytes,
+    probe_to_bytes,
+    split_indices,
+)
+from ka2l_ray.seeds import derive_seed
+from ka2l_ray.storage import Storage
+from ka2l_ray.store import Artefact, Store
+
+
+def probe(
+    store: Store,
+    name: str,
+    *,
+    hidden_states: Artefact,
+    entropy: Artefact,
+    config: ProbeConfig,
+    seed: int,
+    use_gpu: bool = False,
+) -> Artefact:
+    """``probe.safetensors`` of the chosen layer, ``layers.parquet`` (``schema.PROBE_LAYERS``) and ``predictions.parquet``.
+
+    Where the labels leave nothing to tell apart, the artefact says so in its facts (``fitted`` false, ``reason``) and holds
+    no probe.
+
+    Raises:
+        UserError: the tables share no question, or a hidden state is not finite.
+    """
+    settings = config.model_dump(mode="json", exclude={"workers"})
+    inputs = {"stage": "probe", "hidden_states": hidden_states.key, "entropy": entropy.key, "probe": settings, "seed": seed}
+
+    def build(work: Storage) -> dict[str, Any]:
+        rows = ProbingRows(hidden_states.storage, entropy.storage)
+        try:
+            check_labels(rows.labels, split_indices(rows.questions))
+        except DegenerateLabelsError as reason:
+            return {"fitted": False, "reason": str(reason), "rows": len(rows.labels)}
+        layers = rows.layers if config.layers == "all" else config.layers
+        missing = sorted(set(layers) - set(rows.layers))
+        if missing:
+            raise UserError(f"{hidden_states.url}: no states of layer {missing[0]}; it holds {rows.layers}")
+        trainer = TorchTrainer(
+            _fit_layers,
+            train_loop_config={
+                "hidden_states": hidden_states.url,
+                "entropy": entropy.url,
+                "scratch": work.at("_scratch/layers").url(),
+                "layers": layers,
+                "config": config.model_dump(mode="json"),
+                "seed": seed,
+            },
+            scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1}),
+            run_config=RunConfig(name="probe", storage_path=work.at("_scratch/ray_train").url()),
+        )
+        trainer.fit()
+        chosen, fits = _choose(work)
+        assert len(fits) == len(layers)
+        work.write_table("layers.parquet", pa.Table.from_pylist([asdict(f) for f in fits], schema=schema.PROBE_LAYERS))
+        scored = ray.get(ray.remote(_predict).options(num_cpus=1).remote(hidden_states.url, entropy.url, work.url()))
+        return {"fitted": True, "rows": len(rows.labels), "layer": chosen.layer, **asdict(chosen), **scored}
+
+    return store.compute(name, inputs, build)
+
+
+class ProbingRows:
+    """The probing set: ids, questions and labels in the order of the hidden-state table; states by layer, on demand."""
+
+    def __init__(self, hidden_states: Storage, entropy: Storage) -> None:
+        self.storage = hidden_states
+        head = hidden_states.read_table("", columns=["question_id", "question"])
+        labelled = entropy.read_table("", columns=["question_id", "label"])
+        label_of = dict(zip(labelled["question_id"].to_pylist(), labelled["label"].to_pylist(), strict=True))
+        ids, questions = head["question_id"].to_pylist(), head["question"].to_pylist()
+        self.rows = [i for i, question_id in enumerate(ids) if question_id in label_of]
+        if not self.rows:
+            raise UserError(f"{hidden_states.url()} and {entropy.url()} share no question; give tables of the same questions")
+        self.question_ids = [ids[i] for i in self.rows]
+        self.questions = [questions[i] for i in self.rows]
+        self.labels: NDArray[np.int8] = np.array([label_of[i] for i in self.question_ids], np.int8)
+        first = hidden_states.read_schema(hidden_states.parquet_files()[0])
+        self.layers = sorted(int(name.removeprefix("layer_")) for name in first.names if name.startswith("layer_"))
+
+    def states(self, layer: int) -> NDArray[np.floating]:
+        """(n, d) states of one layer.
+
+        Raises:
+            UserError: a value that is not finite.
+        """
+        column = self.storage.read_table("", columns=[f"layer_{layer}"]).column(0).combine_chunks()
+        dimension = column.type.list_size
+        states: NDArray[np.floating] = column.flatten().to_numpy().reshape(-1, dimension)[self.rows]
+        check_finite(states, self.question_ids, layer)
+        return states
+
+
+def _fit_layers(job: dict[str, Any]) -> None:
+    """Train loop of one worker: its share of the layers."""
+    context = ray.train.get_context()
+    mine = job["layers"][context.get_world_rank() :: context.get_world_size()]
+    config = ProbeConfig(**job["config"])
+    rows = ProbingRows(Storage(job["hidden_states"]), Storage(job["entropy"]))
+    parts = split_indices(rows.questions)
+    scratch = Storage(job["scratch"])
+    best: LayerFit | None = None
+    for layer in mine:
+        if scratch.exists(f"{layer}.json"):
+            fit = LayerFit(**json.loads(scratch.read_bytes(f"{layer}.json")))
+        else:
+            states = rows.states(layer)
+            model, fit = fit_probe(
+                states[parts["train"]],
+                rows.labels[parts["train"]],
+                layer=layer,
+                kind=config.kind,
+                hidden_width=config.hidden_width,
+                learning_rate=config.learning_rate,
+                epochs=config.epochs,
+                batch_size=config.batch_size,
+                seed=derive_seed(job["seed"], "probe", layer) % 2**63,
+                validation=(states[parts["validation"]], rows.labels[parts["validation"]]),
+                device="cuda" if torch.cuda.is_available() else "cpu",
+            )
+            card = ProbeCard(config.kind, layer, states.shape[1], config.hidden_width)
+            scratch.write_bytes(f"{layer}.safetensors", probe_to_bytes(model, card))
+            scratch.write_bytes(f"{layer}.json", json.dumps(asdict(fit)).encode())
+        if best is None or better(fit, best):
+            if best is not None:
+                scratch.delete(f"{best.layer}.safetensors")
+            best = fit
+        else:
+            scratch.delete(f"{layer}.safetensors")
+    ray.train.report({"layers": len(mine)})
+
+
+def _choose(work: Storage) -> tuple[LayerFit, list[LayerFit]]:
+    """The layer that does best on validation, its probe put in place, and how every layer did."""
+    scratch = work.at("_scratch/layers")
+    fits = [LayerFit(**json.loads(scratch.read_bytes(name))) for name in scratch.names() if name.endswith(".json")]
+    fits.sort(key=lambda fit: fit.layer)
+    chosen = fits[0]
+    for fit in fits[1:]:
+        chosen = fit if better(fit, chosen) else chosen
+    work.write_bytes("probe.safetensors", scratch.read_bytes(f"{chosen.layer}.safetensors"))
+    return chosen, fits
+
+
+def _predict(hidden_states: str, entropy: str, work: str) -> dict[str, float]:
+    """The chosen probe on the whole probing set, as ``predictions.parquet``; the one look at its test part."""
+    rows = ProbingRows(Storage(hidden_states), Storage(entropy))
+    storage = Storage(work)
+    model, card = probe_from_bytes(storage.read_bytes("probe.safetensors"), work)
+    p = p_unknown(model, torch.from_numpy(np.asarray(rows.states(card.layer), np.float32))).numpy()
+    parts = split_indices(rows.questions)
+    part = np.empty(len(p), dtype=object)
+    for part_name, indices in parts.items():
+        part[indices] = part_name
+    columns = {"question_id": rows.question_ids, "part": part.tolist(), "label": rows.labels, "p_unknown": p}
+    storage.write_table("predictions.parquet", pa.table(columns))
+    test = parts["test"]
+    return {
+        "test_rows": len(test),
+        "test_auroc": auroc(rows.labels[test], p[test]),
+        "test_accuracy": float(((p[test] >= 0.5) == rows.labels[test]).mean()) if len(test) else float("nan"),
+    }
+
+
+def drift(store: Store, name: str, *, previous: Artefact, probe: Artefact, hidden_states: Artefact, entropy: Artefact) -> Artefact:
+    """How well an earlier round's probe does on this round's states and labels, beside this round's own probe.
+
+    Both are held against the questions outside this round's training part; facts ``auroc_previous`` and ``auroc_own``.
+    """
+    inputs = {
+        "stage": "drift",
+        "previous": previous.key,
+        "probe": probe.key,
+        "hidden_states": hidden_states.key,
+        "entropy": entropy.key,
+    }
+
+    def build(work: Storage) -> dict[str, Any]:
+        urls = (previous.url, probe.url, hidden_states.url, entropy.url)
+        facts: dict[str, Any] = ray.get(ray.remote(_measure_drift).options(num_cpus=1).remote(*urls))
+        return facts
+
+    return store.compute(name, inputs, build)
+
+
+def _measure_drift(previous: str, own: str, hidden_states: str, entropy: str) -> dict[str, float]:
+    rows = ProbingRows(Storage(hidden_states), Storage(entropy))
+    parts = split_indices(rows.questions)
+    held_out = np.concatenate([parts["validation"], parts["test"]])
+    figures: dict[str, float] = {"rows": len(held_out)}
+    for which, url in (("previous", previous), ("own", own)):
+        storage = Storage(url)
+        if storage.exists("probe.safetensors"):
+            model, card = probe_from_bytes(storage.read_bytes("probe.safetensors"), url)
+            states = torch.from_numpy(np.asarray(rows.states(card.layer), np.float32)[held_out])
+            figures[f"auroc_{which}"] = auroc(rows.labels[held_out], p_unknown(model, states).numpy())
+    return figures
+
+

@@ -1,0 +1,89 @@
+"""Stage score: p(unknown) of every unlabelled question, streamed by Ray Data through actors that run to the probe's layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ka2l_ray import schema
+from ka2l_ray.actors.language_model import Model
+from ka2l_ray.actors.scorer import ScoreBatch
+from ka2l_ray.config import EngineConfig
+from ka2l_ray.errors import UserError
+from ka2l_ray.jobs.streaming import map_rows
+from ka2l_ray.storage import Storage, digest
+from ka2l_ray.store import Artefact, Store
+
+
+def score(
+    store: Store,
+    name: str,
+    *,
+    questions: Artefact,
+    exclude: frozenset[str],
+    model: Model,
+    probe: Artefact | None,
+    next_token_entropy: bool,
+    engine: EngineConfig,
+) -> Artefact:
+    """The scores table of ``questions`` without those in ``exclude`` (labelled ones).
+
+    Args:
+        probe: gives ``p_unknown``; None leaves it null.
+        next_token_entropy: also computes the entropy baseline, which takes a full forward pass.
+    """
+    inputs = {
+        "stage": "score",
+        "questions": questions.key,
+        "exclude": digest(sorted(exclude)),
+        "model": model.identity(),
+        "probe": probe.key if probe else None,
+        "next_token_entropy": next_token_entropy,
+    }
+    if probe is None and not next_token_entropy:
+        raise UserError("score: nothing to compute; give a probe, or ask for the next-token entropy")
+
+    def build(work: Storage) -> dict[str, Any]:
+        map_rows(
+            questions.storage,
+            work,
+            worker=ScoreBatch,
+            arguments=(
+                model,
+                probe.url if probe else None,
+                next_token_entropy,
+                exclude,
+                engine.batch_tokens,
+                max(1, int(engine.cpus)),
+            ),
+            columns=["question_id", "question"],
+            actors=engine.replicas,
+            cpus=engine.cpus,
+            gpus=engine.gpus,
+            checkpoint=work.at("_scratch/checkpoint"),
+        )
+        probabilities = work.read_table("", columns=["p_unknown"])["p_unknown"].to_numpy()
+        facts: dict[str, Any] = {"rows": len(probabilities)}
+        if probe is not None:
+            facts["predicted_unknown"] = int((probabilities >= 0.5).sum())
+            facts["histogram"] = np.histogram(probabilities, bins=20, range=(0, 1))[0].tolist()
+        return facts
+
+    return store.compute(name, inputs, build)
+
+
+def score_by_semantic_entropy(store: Store, name: str, *, entropy: Artefact, reason: str) -> Artefact:
+    """A scores table without a probe: the sampled questions with their semantic entropy, which a strategy can rank by."""
+    inputs = {"stage": "score_by_semantic_entropy", "entropy": entropy.key}
+
+    def build(work: Storage) -> dict[str, Any]:
+        rows = entropy.storage.read_table("", columns=["question_id", "question", "semantic_entropy"])
+        empty = pa.nulls(len(rows), pa.float32())
+        columns = {"question_id": rows["question_id"], "question": rows["question"], "p_unknown": empty, "next_token_entropy": empty}
+        table = pa.table({**columns, "semantic_entropy": rows["semantic_entropy"]}, schema=schema.SCORES)
+        work.write_table("part-00000.parquet", table)
+        return {"rows": len(table), "ranked_by": "semantic_entropy", "reason": reason}
+
+    return store.compute(name, inputs, build)

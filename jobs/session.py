@@ -1,0 +1,62 @@
+"""The Ray cluster of a run: the one it is told of, else a local one that ends with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+import ka2l_ray
+from ka2l_ray.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# One model actor and the readers of a streaming stage run side by side even on two cores.
+LEAST_LOCAL_CPUS = 4
+LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Join the cluster at ``address`` or in RAY_ADDRESS, or start a local one; leave it at the end.
+
+    Raises:
+        UserError: nothing answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    environment = {"env_vars": _worker_environment()}
+    quiet = {"logging_level": logging.WARNING, "log_to_driver": False, "include_dashboard": False}
+    if address:
+        try:
+            ray.init(address=address, runtime_env=environment, logging_level=logging.WARNING, log_to_driver=False)
+        except (ConnectionError, RuntimeError) as error:
+            raise UserError(f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one, or leave ray_address out") from None
+    else:
+        cpus = max(os.cpu_count() or 1, LEAST_LOCAL_CPUS)
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            runtime_env=environment,
+            **quiet,
+        )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _worker_environment() -> dict[str, str]:
+    """Workers find this very package (a checkout need not be installed on them), and do not share threads they do not have."""
+    home = str(Path(ka2l_ray.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    return {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}

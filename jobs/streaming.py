@@ -1,0 +1,51 @@
+"""A read -> map -> write pass of Ray Data over a fixed pool of actors, which goes on at the row where an earlier attempt ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+from ray.data.checkpoint import CheckpointConfig
+
+from ka2l_ray.storage import Storage
+
+ROWS_PER_BLOCK = 2048
+
+
+def map_rows(
+    source: Storage,
+    target: Storage,
+    *,
+    worker: type,
+    arguments: tuple[Any, ...],
+    columns: list[str],
+    actors: int,
+    cpus: float,
+    gpus: float,
+    checkpoint: Storage,
+) -> None:
+    """Every row of ``source``'s Parquet files through ``worker(*arguments)`` into ``target``.
+
+    No row passes through this process. Rows written by an earlier attempt (``checkpoint``) are not computed again.
+    """
+    context = DataContext.get_current()
+    before = context.checkpoint_config
+    context.checkpoint_config = CheckpointConfig(
+        id_column="question_id", checkpoint_path=checkpoint.url(), delete_checkpoint_on_success=False
+    )
+    try:
+        rows = ray.data.read_parquet([source.url(file) for file in source.parquet_files()], columns=columns)
+        rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
+        mapped = rows.map_batches(
+            worker,
+            fn_constructor_args=arguments,
+            batch_size=ROWS_PER_BLOCK,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=actors),
+            num_cpus=cpus,
+            num_gpus=gpus,
+        )
+        mapped.write_parquet(target.url())
+    finally:
+        context.checkpoint_config = before

@@ -1,0 +1,60 @@
+"""The closed-book prompt: instruction, optional few-shot examples, question; in the model's own chat template where it has one.
+
+The answer's tokens are encoded apart from the prompt's, so that a model is trained on just the tokens it would have sampled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ka2l_ray.config import PromptConfig
+
+
+@dataclass(frozen=True)
+class Prompter:
+    """Turns questions into prompts for one tokenizer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    config: PromptConfig
+
+    @property
+    def uses_chat_template(self) -> bool:
+        return self.config.chat_template == "auto" and bool(self.tokenizer.chat_template)
+
+    def prompt(self, question: str) -> str:
+        """The text given to the model; it ends where the answer begins."""
+        if self.uses_chat_template:
+            text: str = self.tokenizer.apply_chat_template(self._messages(question), tokenize=False, add_generation_prompt=True)
+            return text
+        lines = [self.config.instruction] if self.config.instruction else []
+        lines += [f"Question: {q}\nAnswer: {a}" for q, a in self.config.examples]
+        return "\n\n".join([*lines, f"Question: {question}\nAnswer:"])
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a prompt. A chat template writes its own special tokens, so none are added: no doubled BOS."""
+        ids: list[int] = self.tokenizer.encode(prompt, add_special_tokens=not self.uses_chat_template)
+        if not self.uses_chat_template and ids and ids[-1] == self.tokenizer.eos_token_id:
+            ids = ids[:-1]  # some tokenizers close every text; a prompt must stay open
+        return ids
+
+    def encode_answer(self, question: str, answer: str) -> list[int]:
+        """Token ids that follow the prompt when the model answers ``answer``, end token included."""
+        if self.uses_chat_template:
+            messages = [*self._messages(question), {"role": "assistant", "content": answer}]
+            whole: str = self.tokenizer.apply_chat_template(messages, tokenize=False)
+            start = self.prompt(question)
+            if not whole.startswith(start):
+                raise ValueError("the chat template rewrites the prompt when an answer follows; set prompt.chat_template: never")
+            return list(self.tokenizer.encode(whole[len(start) :].rstrip("\n"), add_special_tokens=False))
+        ids = list(self.tokenizer.encode(f" {answer}", add_special_tokens=False))
+        end = self.tokenizer.eos_token_id
+        return ids if ids and ids[-1] == end else [*ids, end]
+
+    def _messages(self, question: str) -> list[dict[str, Any]]:
+        messages = [{"role": "system", "content": self.config.instruction}] if self.config.instruction else []
+        for example_question, example_answer in self.config.examples:
+            messages += [{"role": "user", "content": example_question}, {"role": "assistant", "content": example_answer}]
+        return [*messages, {"role": "user", "content": question}]

@@ -1,0 +1,2 @@
+"""Report."""
+def write_report(out, runs): return out

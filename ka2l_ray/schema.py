@@ -1,0 +1,127 @@
+"""The tables that stages exchange: one Arrow schema each. Every row is keyed by ``question_id``; row order means nothing.
+
+Field metadata holds the unit or meaning; the schema version goes into the file metadata.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+def _field(name: str, kind: pa.DataType, meaning: str, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"meaning": meaning})
+
+
+def _schema(name: str, fields: list[pa.Field]) -> pa.Schema:
+    return pa.schema(fields, metadata={"table": name, "schema_version": str(SCHEMA_VERSION)})
+
+
+_ID = _field("question_id", pa.string(), "unique in the pool")
+_QUESTION = _field("question", pa.string(), "the text asked")
+
+QUESTIONS = _schema(
+    "questions",
+    [_ID, _QUESTION, _field("answers", pa.list_(pa.string()), "any of them is right; null: not labelled", nullable=True)],
+)
+
+SAMPLES = _schema(
+    "samples",
+    [
+        _ID,
+        _QUESTION,
+        _field("prompt", pa.string(), "the text given to the model"),
+        _field("generations", pa.list_(pa.string()), "k answers at the sampling temperature"),
+        _field("token_ids", pa.list_(pa.list_(pa.int32())), "of each generation, end token included"),
+        _field("token_logprobs", pa.list_(pa.list_(pa.float32())), "nats, of each token, before temperature"),
+        _field("finish_reasons", pa.list_(pa.string()), "stop or length"),
+        _field("greedy", pa.string(), "one answer at the evaluation temperature"),
+        _field("greedy_logprob", pa.float32(), "nats, sum over its tokens"),
+    ],
+)
+
+CLUSTERS = _schema(
+    "clusters",
+    [
+        _ID,
+        _QUESTION,
+        _field("semantic_entropy", pa.float64(), "nats, KA2L Eq. 2"),
+        _field("cluster_ids", pa.list_(pa.int32()), "meaning of each generation, numbered by first appearance"),
+        _field("majority_answer", pa.string(), "commonest form within the largest cluster"),
+        _field("judge_calls", pa.int32(), "pairs put to the judge's model"),
+        _field("triples", pa.int32(), "triples of distinct answers whose verdicts are all known"),
+        _field("non_transitive_triples", pa.int32(), "of those, how many break transitivity"),
+    ],
+)
+
+ENTROPY = _schema("entropy", [*CLUSTERS, _field("label", pa.int8(), "1 unknown, 0 known, KA2L Eq. 5")])
+
+PROBE_LAYERS = _schema(
+    "probe_layers",
+    [
+        _field("layer", pa.int32(), "index as in transformers' hidden_states"),
+        _field("validation_auroc", pa.float64(), "against the label"),
+        _field("validation_accuracy", pa.float64(), "share right at p = 0.5"),
+        _field("validation_loss", pa.float64(), "cross-entropy, nats"),
+        _field("train_loss", pa.float64(), "cross-entropy of the last epoch, nats"),
+    ],
+)
+
+SCORES = _schema(
+    "scores",
+    [
+        _ID,
+        _QUESTION,
+        _field("p_unknown", pa.float32(), "the probe's probability; null where no probe was fitted", nullable=True),
+        _field("next_token_entropy", pa.float32(), "nats at the last prompt token, T=1", nullable=True),
+        _field("semantic_entropy", pa.float64(), "nats; only where the question was sampled", nullable=True),
+    ],
+)
+
+SELECTION = _schema(
+    "selection",
+    [
+        _ID,
+        _QUESTION,
+        _field("acquisition", pa.float64(), "score that the strategy ranked by; null where it drew at random", nullable=True),
+        _field("rank", pa.int32(), "0 is chosen first"),
+    ],
+)
+
+ANNOTATIONS = _schema(
+    "annotations",
+    [
+        _ID,
+        _QUESTION,
+        _field("target", pa.string(), "text to train on"),
+        _field("answers", pa.list_(pa.string()), "all accepted answers"),
+        _field("source", pa.string(), "column: a label that was paid for; replay: the model's own majority answer, free"),
+    ],
+)
+
+EVALUATION = _schema(
+    "evaluation",
+    [
+        _ID,
+        _QUESTION,
+        _field("prediction", pa.string(), "answer at the evaluation temperature"),
+        _field("answers", pa.list_(pa.string()), "accepted answers"),
+        _field("exact_match", pa.float64(), "1 or 0, best over aliases"),
+        _field("token_f1", pa.float64(), "0 to 1, best over aliases"),
+        _field("rouge_l", pa.float64(), "F-measure, 0 to 1, best over aliases"),
+        _field("bleu", pa.float64(), "sentence BLEU, 0 to 1, all aliases as references"),
+        _field("meteor", pa.float64(), "0 to 1, best over aliases; null where its data is missing", nullable=True),
+        _field("known_before", pa.bool_(), "greedy answer right before any training", nullable=True),
+    ],
+)
+
+
+def hidden_states(dimension: int, layers: list[int], stored: pa.DataType, model_dtype: str) -> pa.Schema:
+    """Schema of the hidden-state table: one fixed-size-list column a layer, ``layer_<l>``.
+
+    Layer 0 is the embeddings, l the output of block l, the last one after the final norm (Llama-like models).
+    """
+    columns = [_field(f"layer_{layer}", pa.list_(stored, dimension), "last prompt token") for layer in layers]
+    table = _schema("hidden_states", [_ID, _QUESTION, *columns])
+    return table.with_metadata({**(table.metadata or {}), b"model_dtype": model_dtype.encode(), b"position": b"last_prompt_token"})

@@ -1,0 +1,65 @@
+"""Semantic entropy (KA2L Eq. 2) and the thresholds that turn it into known/unknown (KA2L Eq. 3-5 and others)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Eq. 3-4 in closed form: labelling a question 1 costs (SE - 1)^2, labelling it 0 costs SE^2, so 1 is cheaper iff SE > 0.5.
+KA2L_THRESHOLD = 0.5
+
+
+def semantic_entropy(cluster_ids: Sequence[int]) -> float:
+    """-sum_c (|c|/N) ln(|c|/N) over the clusters of N answers, in nats (KA2L Eq. 2).
+
+    For N = 10: {10} 0; {9,1} 0.3251; {8,2} 0.5004; all distinct 2.3026.
+    """
+    if not cluster_ids:
+        raise ValueError("semantic entropy of no answers is not defined")
+    shares = np.array(sorted(Counter(cluster_ids).values())) / len(cluster_ids)
+    return float(abs(-(shares * np.log(shares)).sum()))
+
+
+def threshold(
+    entropies: NDArray[np.float64], rule: str, *, quantile: float = 0.5, fixed: float = KA2L_THRESHOLD
+) -> float:
+    """The semantic entropy, in nats, from which a question counts as unknown (Eq. 5: SE >= threshold).
+
+    Args:
+        entropies: (n,) nats, n >= 1.
+        rule: ``ka2l`` (Eq. 3-4, the constant 0.5), ``two_means`` (least squared deviation within the two groups, as in
+            semantic-entropy probes), ``quantile`` (the least value with at least that share below it), ``fixed``.
+    """
+    if rule == "ka2l":
+        return KA2L_THRESHOLD
+    if rule == "fixed":
+        return fixed
+    values, counts = np.unique(entropies, return_counts=True)
+    if rule == "quantile":
+        below = (np.cumsum(counts) - counts) / counts.sum()
+        reached = np.flatnonzero(below >= quantile)
+        return float(values[reached[0]] if len(reached) else np.nextafter(values[-1], np.inf))
+    if rule == "two_means":
+        return _two_means(values, counts)
+    raise ValueError(f"no threshold rule '{rule}'; there are: ka2l, two_means, quantile, fixed")
+
+
+def labels(entropies: NDArray[np.float64], at: float) -> NDArray[np.int8]:
+    """1 (unknown) where SE >= ``at``, else 0 (known); KA2L Eq. 5."""
+    return (entropies >= at).astype(np.int8)
+
+
+def _two_means(values: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
+    """Midpoint of the split of sorted distinct values that leaves the least squared deviation within its two sides."""
+    if len(values) == 1:
+        return float(np.nextafter(values[0], np.inf))
+    weight = np.cumsum(counts)[:-1]
+    total = np.cumsum(values * counts)
+    square = np.cumsum(values**2 * counts)
+    left = square[:-1] - total[:-1] ** 2 / weight
+    right = (square[-1] - square[:-1]) - (total[-1] - total[:-1]) ** 2 / (counts.sum() - weight)
+    best = int(np.argmin(left + right))
+    return float((values[best] + values[best + 1]) / 2)

@@ -1,0 +1,131 @@
+"""Files on a local path or on any filesystem URI that pyarrow or fsspec knows, with atomic writes where the system has them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+
+class Storage:
+    """One directory. Paths given to its methods are relative to it and use ``/``."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.filesystem, self.root = fsspec.core.url_to_fs(str(root))
+        self.local = isinstance(self.filesystem, LocalFileSystem)
+
+    def path(self, name: str = "") -> str:
+        return f"{self.root}/{name}" if name else self.root
+
+    def url(self, name: str = "") -> str:
+        """Path that another process can open: plain for local files, with its protocol otherwise."""
+        return self.path(name) if self.local else self.filesystem.unstrip_protocol(self.path(name))
+
+    def at(self, name: str) -> Storage:
+        """The storage of a sub-directory."""
+        return Storage(self.url(name))
+
+    def exists(self, name: str = "") -> bool:
+        return bool(self.filesystem.exists(self.path(name)))
+
+    def names(self, name: str = "") -> list[str]:
+        """Names of what lies directly in a directory, sorted; empty where there is none."""
+        if not self.exists(name):
+            return []
+        return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in self.filesystem.ls(self.path(name), detail=False))
+
+    def read_bytes(self, name: str) -> bytes:
+        return bytes(self.filesystem.cat_file(self.path(name)))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Whole or not at all: temporary name, fsync, rename (object stores put a whole object at once)."""
+        if not self.local:
+            self.filesystem.makedirs(self.path(name).rsplit("/", 1)[0], exist_ok=True)
+            self.filesystem.pipe_file(self.path(name), data)
+            return
+        target = Path(self.path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        _fsync_directory(target.parent)
+
+    def append_line(self, name: str, line: str) -> None:
+        with self.filesystem.open(self.path(name), "ab") as file:
+            file.write(line.encode() + b"\n")
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Parquet with zstd, written atomically."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(name, sink.getvalue().to_pybytes())
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """One Parquet file, or all those of a directory."""
+        return pa.concat_tables(self._iter_tables(name, columns))
+
+    def _iter_tables(self, name: str, columns: list[str] | None) -> list[pa.Table]:
+        files = [name] if name.endswith(".parquet") else self.parquet_files(name)
+        if not files:
+            raise FileNotFoundError(f"{self.url(name)}: no Parquet file there")
+        tables = []
+        for file in files:
+            with self.filesystem.open(self.path(file), "rb") as source:
+                tables.append(pq.read_table(source, columns=columns))
+        return tables
+
+    def read_schema(self, name: str) -> pa.Schema:
+        with self.filesystem.open(self.path(name), "rb") as source:
+            return pq.read_schema(source)
+
+    def parquet_files(self, name: str = "") -> list[str]:
+        prefix = f"{name}/" if name else ""
+        return [prefix + file for file in self.names(name) if file.endswith(".parquet")]
+
+    def rename_into(self, source: Storage, name: str) -> None:
+        """Local only: move the directory ``source`` to ``name``, durably."""
+        assert self.local
+        target = Path(self.path(name))
+        Path(source.root).replace(target)
+        _fsync_directory(target.parent)
+
+    def delete(self, name: str) -> None:
+        if self.exists(name):
+            if self.local and Path(self.path(name)).is_dir():
+                shutil.rmtree(self.path(name))
+            else:
+                self.filesystem.rm(self.path(name), recursive=True)
+
+
+def canonical_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, 16 hex digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, 16 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
