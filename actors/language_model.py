@@ -188,7 +188,8 @@ class Engines:
             ray.kill(actor)
         self.actors, self.model = [], None
 
-    def release_gpus(self) -> None:
-        """Make room for a stage that wants the same GPUs."""
-        if self.config.gpus > 0:
+    def make_room(self, cpus: float, gpus: float) -> None:
+        """End the actors if a stage that wants ``cpus`` and ``gpus`` could not start, or not read, beside them."""
+        free = ray.available_resources()
+        if self.actors and (free.get("CPU", 0) < cpus + 1 or free.get("GPU", 0) < gpus):
             self.release()

@@ -25,7 +25,7 @@ from ka2l_ray.jobs.evaluate import evaluate
 from ka2l_ray.jobs.finetune import finetune
 from ka2l_ray.jobs.hidden_states import hidden_states
 from ka2l_ray.jobs.ledger import Ledger
-from ka2l_ray.jobs.probe import drift, probe
+from ka2l_ray.jobs.probe import probe
 from ka2l_ray.jobs.questions import check_disjoint, draw, input_key, questions
 from ka2l_ray.jobs.sample import sample
 from ka2l_ray.jobs.score import score, score_by_semantic_entropy
@@ -123,9 +123,11 @@ class _Loop:
             probing = self._draw_probing_set(at, round_, pool)
             samples = self._sample(f"{at}/samples", probing, model, round_)
             states = self._hidden_states(f"{at}/hidden_states", probing, model)
-            self.engines.release_gpus()
+            self._make_room(self.config.entropy.replicas)
             uncertainty = entropy(self.store, f"{at}/entropy", samples=samples, config=self.config.entropy, gpus=self._share_of_gpu)
+            self._make_room(self.config.probe.workers)
             classifier = self._probe(at, states, uncertainty)
+            self._make_room(self.config.engine.replicas * self.config.engine.cpus)
             scores = self._score(f"{at}/scores", pool, model, classifier, uncertainty)
             stopped = self._nothing_to_spend_on(scores, uncertainty)
             if stopped is not None:
@@ -134,7 +136,7 @@ class _Loop:
             self.annotations.append(annotate(self.store, f"{at}/annotations", selection=chosen, answers=answers))
             self.labelled |= frozenset(_ids(chosen))
             self._replay(at, pool, scores, uncertainty, model, round_)
-            self.engines.release_gpus()
+            self._make_room(self.config.finetune.workers)
             model = self._finetune(f"{at}/adapter", model)
             if test is not None:
                 self.evaluations.append(self._evaluate(f"{at}/evaluation", test, model, self.evaluations[0]))
@@ -148,6 +150,10 @@ class _Loop:
     @property
     def _share_of_gpu(self) -> float:
         return 1.0 if self.use_gpu else 0.0
+
+    def _make_room(self, cpus: float) -> None:
+        """Before a stage of other workers than the language model's; they want a GPU each where the model has one."""
+        self.engines.make_room(cpus, cpus if self.use_gpu else 0)
 
     def _check_budget(self, pool: Artefact) -> None:
         if self.config.selection.budget > pool.facts["rows"]:
@@ -192,7 +198,7 @@ class _Loop:
         )
 
     def _probe(self, at: str, states: Artefact, uncertainty: Artefact) -> Artefact | None:
-        """This round's probe, or None where its labels leave nothing to tell apart; and the drift of the last one."""
+        """This round's probe, or None where its labels leave nothing to tell apart."""
         fitted = probe(
             self.store,
             f"{at}/probe",
@@ -200,10 +206,9 @@ class _Loop:
             entropy=uncertainty,
             config=self.config.probe,
             seed=self.config.seed,
+            previous=self.previous_probe,
             use_gpu=self.use_gpu,
         )
-        if self.previous_probe is not None:
-            drift(self.store, f"{at}/drift", previous=self.previous_probe, probe=fitted, hidden_states=states, entropy=uncertainty)
         if not fitted.facts["fitted"]:
             logger.warning("%s; questions are ranked by semantic entropy instead", fitted.facts["reason"])
             return None
@@ -283,6 +288,7 @@ class _Loop:
         if not asked.facts["rows"]:
             return
         samples = self._sample(f"{at}/replay_samples", asked, model, round_)
+        self._make_room(self.config.entropy.replicas)
         judged = entropy(
             self.store,
             f"{at}/replay_entropy",

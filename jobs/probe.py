@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 import ray.train
 import torch
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from ka2l_ray.errors import UserError
 from ka2l_ray.probes import (
     DegenerateLabelsError,
     LayerFit,
+    Part,
     ProbeCard,
     auroc,
     better,
@@ -49,9 +49,14 @@ def probe(
     entropy: Artefact,
     config: ProbeConfig,
     seed: int,
+    previous: Artefact | None = None,
     use_gpu: bool = False,
 ) -> Artefact:
     """``probe.safetensors`` of the chosen layer, ``layers.parquet`` (``schema.PROBE_LAYERS``) and ``predictions.parquet``.
+
+    Args:
+        previous: an earlier round's probe; facts ``drift`` say how well it does on these states, beside this one, both on
+            the questions outside the training part.
 
     Where the labels leave nothing to tell apart, the artefact says so in its facts (``fitted`` false, ``reason``) and holds
     no probe.
@@ -61,6 +66,7 @@ def probe(
     """
     settings = config.model_dump(mode="json", exclude={"workers"})
     inputs = {"stage": "probe", "hidden_states": hidden_states.key, "entropy": entropy.key, "probe": settings, "seed": seed}
+    inputs["previous"] = previous.key if previous else None
 
     def build(work: Storage) -> dict[str, Any]:
         rows = ProbingRows(hidden_states.storage, entropy.storage)
@@ -77,7 +83,8 @@ def probe(
             train_loop_config={
                 "hidden_states": hidden_states.url,
                 "entropy": entropy.url,
-                "scratch": work.at("_scratch/layers").url(),
+                "work": work.url(),
+                "previous": previous.url if previous else None,
                 "layers": layers,
                 "config": config.model_dump(mode="json"),
                 "seed": seed,
@@ -86,11 +93,8 @@ def probe(
             run_config=RunConfig(name="probe", storage_path=work.at("_scratch/ray_train").url()),
         )
         trainer.fit()
-        chosen, fits = _choose(work)
-        assert len(fits) == len(layers)
-        work.write_table("layers.parquet", pa.Table.from_pylist([asdict(f) for f in fits], schema=schema.PROBE_LAYERS))
-        scored = ray.get(ray.remote(_predict).options(num_cpus=1).remote(hidden_states.url, entropy.url, work.url()))
-        return {"fitted": True, "rows": len(rows.labels), "layer": chosen.layer, **asdict(chosen), **scored}
+        facts: dict[str, Any] = json.loads(work.read_bytes("_scratch/facts.json"))
+        return {"fitted": True, "rows": len(rows.labels), **facts}
 
     return store.compute(name, inputs, build)
 
@@ -133,7 +137,8 @@ def _fit_layers(job: dict[str, Any]) -> None:
     config = ProbeConfig(**job["config"])
     rows = ProbingRows(Storage(job["hidden_states"]), Storage(job["entropy"]))
     parts = split_indices(rows.questions)
-    scratch = Storage(job["scratch"])
+    work = Storage(job["work"])
+    scratch = work.at("_scratch/layers")
     best: LayerFit | None = None
     for layer in mine:
         if scratch.exists(f"{layer}.json"):
@@ -162,33 +167,37 @@ def _fit_layers(job: dict[str, Any]) -> None:
             best = fit
         else:
             scratch.delete(f"{layer}.safetensors")
-    ray.train.report({"layers": len(mine)})
+    ray.train.report({"layers": len(mine)})  # a barrier: every layer is fitted
+    if context.get_world_rank() == 0:
+        facts = {**_choose(work, len(job["layers"])), **_judge(work, rows, parts)}
+        if job["previous"]:
+            facts["drift"] = _drift(work, Storage(job["previous"]), rows, parts)
+        work.write_bytes("_scratch/facts.json", json.dumps(facts).encode())
+    ray.train.report({"done": True})
 
 
-def _choose(work: Storage) -> tuple[LayerFit, list[LayerFit]]:
-    """The layer that does best on validation, its probe put in place, and how every layer did."""
+def _choose(work: Storage, n_layers: int) -> dict[str, Any]:
+    """Put the probe of the layer that does best on validation in place, and the table of how every layer did."""
     scratch = work.at("_scratch/layers")
     fits = [LayerFit(**json.loads(scratch.read_bytes(name))) for name in scratch.names() if name.endswith(".json")]
+    assert len(fits) == n_layers
     fits.sort(key=lambda fit: fit.layer)
     chosen = fits[0]
     for fit in fits[1:]:
         chosen = fit if better(fit, chosen) else chosen
     work.write_bytes("probe.safetensors", scratch.read_bytes(f"{chosen.layer}.safetensors"))
-    return chosen, fits
+    work.write_table("layers.parquet", pa.Table.from_pylist([asdict(fit) for fit in fits], schema=schema.PROBE_LAYERS))
+    return asdict(chosen)
 
 
-def _predict(hidden_states: str, entropy: str, work: str) -> dict[str, float]:
+def _judge(work: Storage, rows: ProbingRows, parts: dict[Part, NDArray[np.int64]]) -> dict[str, float]:
     """The chosen probe on the whole probing set, as ``predictions.parquet``; the one look at its test part."""
-    rows = ProbingRows(Storage(hidden_states), Storage(entropy))
-    storage = Storage(work)
-    model, card = probe_from_bytes(storage.read_bytes("probe.safetensors"), work)
-    p = p_unknown(model, torch.from_numpy(np.asarray(rows.states(card.layer), np.float32))).numpy()
-    parts = split_indices(rows.questions)
+    p = _predictions(work, rows)
     part = np.empty(len(p), dtype=object)
     for part_name, indices in parts.items():
         part[indices] = part_name
     columns = {"question_id": rows.question_ids, "part": part.tolist(), "label": rows.labels, "p_unknown": p}
-    storage.write_table("predictions.parquet", pa.table(columns))
+    work.write_table("predictions.parquet", pa.table(columns))
     test = parts["test"]
     return {
         "test_rows": len(test),
@@ -197,38 +206,18 @@ def _predict(hidden_states: str, entropy: str, work: str) -> dict[str, float]:
     }
 
 
-def drift(store: Store, name: str, *, previous: Artefact, probe: Artefact, hidden_states: Artefact, entropy: Artefact) -> Artefact:
-    """How well an earlier round's probe does on this round's states and labels, beside this round's own probe.
-
-    Both are held against the questions outside this round's training part; facts ``auroc_previous`` and ``auroc_own``.
-    """
-    inputs = {
-        "stage": "drift",
-        "previous": previous.key,
-        "probe": probe.key,
-        "hidden_states": hidden_states.key,
-        "entropy": entropy.key,
+def _drift(work: Storage, previous: Storage, rows: ProbingRows, parts: dict[Part, NDArray[np.int64]]) -> dict[str, float]:
+    held_out = np.concatenate([parts["validation"], parts["test"]])
+    truth = rows.labels[held_out]
+    return {
+        "rows": len(held_out),
+        "auroc_previous": auroc(truth, _predictions(previous, rows)[held_out]),
+        "auroc_own": auroc(truth, _predictions(work, rows)[held_out]),
     }
 
-    def build(work: Storage) -> dict[str, Any]:
-        urls = (previous.url, probe.url, hidden_states.url, entropy.url)
-        facts: dict[str, Any] = ray.get(ray.remote(_measure_drift).options(num_cpus=1).remote(*urls))
-        return facts
 
-    return store.compute(name, inputs, build)
-
-
-def _measure_drift(previous: str, own: str, hidden_states: str, entropy: str) -> dict[str, float]:
-    rows = ProbingRows(Storage(hidden_states), Storage(entropy))
-    parts = split_indices(rows.questions)
-    held_out = np.concatenate([parts["validation"], parts["test"]])
-    figures: dict[str, float] = {"rows": len(held_out)}
-    for which, url in (("previous", previous), ("own", own)):
-        storage = Storage(url)
-        if storage.exists("probe.safetensors"):
-            model, card = probe_from_bytes(storage.read_bytes("probe.safetensors"), url)
-            states = torch.from_numpy(np.asarray(rows.states(card.layer), np.float32)[held_out])
-            figures[f"auroc_{which}"] = auroc(rows.labels[held_out], p_unknown(model, states).numpy())
-    return figures
-
-
+def _predictions(probe: Storage, rows: ProbingRows) -> NDArray[np.float32]:
+    """(n,) p(unknown) of the probing set by a saved probe, from the layer it was fitted on."""
+    model, card = probe_from_bytes(probe.read_bytes("probe.safetensors"), probe.url())
+    p: NDArray[np.float32] = p_unknown(model, torch.from_numpy(np.asarray(rows.states(card.layer), np.float32))).numpy()
+    return p

@@ -9,20 +9,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+import ray.data
 
 import ka2l_ray
 from ka2l_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# One model actor and the readers of a streaming stage run side by side even on two cores.
-LEAST_LOCAL_CPUS = 4
+# A driver needs a model actor, the workers of one stage and that stage's readers side by side, even on two cores.
+LEAST_CPUS_PER_DRIVER = 3
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 
 
 @contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
+def ray_session(address: str | None, drivers: int = 1) -> Iterator[None]:
     """Join the cluster at ``address`` or in RAY_ADDRESS, or start a local one; leave it at the end.
+
+    Args:
+        drivers: how many runs a local cluster is to hold at once.
 
     Raises:
         UserError: nothing answers at the address.
@@ -39,7 +43,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         except (ConnectionError, RuntimeError) as error:
             raise UserError(f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one, or leave ray_address out") from None
     else:
-        cpus = max(os.cpu_count() or 1, LEAST_LOCAL_CPUS)
+        cpus = max(os.cpu_count() or 1, LEAST_CPUS_PER_DRIVER * drivers)
         ray.init(
             address="local",
             num_cpus=cpus,

@@ -1,2 +1,134 @@
-"""Report."""
-def write_report(out, runs): return out
+"""The report: what one run or several found out, as one HTML file that opens without a network, and figures for papers.
+
+``data`` and ``answers`` read run directories into plain values, ``figures`` draws them, ``report.html.j2`` is the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+from ka2l_ray.evaluation import METRICS
+from ka2l_ray.report import answers, data, figures
+from ka2l_ray.storage import Storage
+
+MIME = {"svg": "image/svg+xml", "png": "image/png"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A section of one run: its reader, its figure if it has one, and how the page embeds that."""
+
+    read: Callable[[data.Run], Any]
+    draw: Callable[[Any], Figure | None] | None = None
+    screen: str = "svg"
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows: values and figure (a data URI), or a note that says why there are none."""
+
+    data: Any = None
+    image: str | None = None
+    note: str | None = None
+
+
+PARTS = {
+    "entropy": Part(data.entropy_rounds, figures.entropy_histograms),
+    "layers": Part(data.probe_rounds, figures.auroc_by_layer),
+    "states": Part(data.pca_rounds, figures.state_maps, "png"),
+    "quadrants": Part(answers.quadrants, figures.quadrants),
+    "examples": Part(answers.examples),
+    "forgetting": Part(answers.forgetting, figures.learned_and_forgotten),
+    "drift": Part(data.drift_rounds, figures.drift),
+    "costs": Part(data.costs),
+}
+
+
+def write_report(out: str, runs: list[str]) -> str:
+    """Write ``report.html`` and ``figures/*.png`` into ``out``.
+
+    Args:
+        out: a directory or filesystem URI; a run directory may hold its own report.
+        runs: run directories; several are drawn beside each other in one learning curve.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: no run is given, or one is not a run directory.
+    """
+    target = Storage(out)
+    opened = data.read_runs(runs)
+    curves = {run.name: _section(target, run, "learning_curve", Part(data.learning_curve)) for run in opened}
+    points = {name: section.data for name, section in curves.items() if section.note is None}
+    page = _environment().get_template("report.html.j2")
+    html = page.render(
+        runs=opened,
+        headers={run.name: data.header(run) for run in opened},
+        curves=curves,
+        points=points,
+        curve_image=_image(target, "learning_curve", lambda: figures.learning_curves(points), "svg") if points else None,
+        areas={name: {group: data.area_under_curve(curve, group) for group in data.GROUPS} for name, curve in points.items()},
+        sections={run.name: {name: _section(target, run, name, part) for name, part in PARTS.items()} for run in opened},
+        summary=data.summary(target),
+        metrics=METRICS,
+    )
+    target.write_bytes("report.html", html.encode())
+    return target.url("report.html")
+
+
+def _section(target: Storage, run: data.Run, name: str, part: Part) -> Section:
+    try:
+        values = part.read(run)
+    except data.NotThereError as missing:
+        return Section(note=str(missing))
+    draw = part.draw
+    if draw is None:
+        return Section(values)
+    file = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', run.name)}_{name}"
+    return Section(values, _image(target, file, lambda: draw(values), part.screen))
+
+
+def _image(target: Storage, file: str, draw: Callable[[], Figure | None], screen: str) -> str | None:
+    """The figure as a data URI; its PNG for papers goes to ``figures/``."""
+    encoded = figures.encode(draw, screen)
+    if encoded is None:
+        return None
+    page, paper = encoded
+    target.write_bytes(f"figures/{file}.png", paper)
+    return f"data:{MIME[screen]};base64,{base64.b64encode(page).decode()}"
+
+
+def _environment() -> jinja2.Environment:
+    """Everything that comes from data is escaped, and a name that the page does not know fails."""
+    loader = jinja2.PackageLoader("ka2l_ray.report", ".")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"decimal": _decimal, "share": _share, "count": _count, "cell": _cell}
+    return environment
+
+
+def _decimal(value: float, digits: int = 3) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _share(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.1%}"
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+def _cell(value: Any) -> str:
+    """A value of unknown kind."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

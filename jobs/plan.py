@@ -1,0 +1,46 @@
+"""The plan of a run without running it: stages, rows, estimated bytes."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig
+
+from ka2l_ray.config import RunConfig
+from ka2l_ray.jobs.driver import check_inputs
+from ka2l_ray.questions import QuestionReader
+from ka2l_ray.world import bundled_path
+
+BYTES_PER_ANSWER = 120  # text, token ids and log-probabilities of a short answer, compressed
+BYTES_PER_SCORE = 80
+
+
+def plan(config: RunConfig) -> str:
+    """One line a stage of one round.
+
+    Raises:
+        UserError: what ``ka2l run`` would refuse.
+    """
+    check_inputs(config)
+    pool = sum(1 for _ in QuestionReader(config.pool.questions))
+    test = sum(1 for _ in QuestionReader(config.pool.test)) if config.pool.test else 0
+    model = AutoConfig.from_pretrained(
+        bundled_path(config.model.path), revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
+    )
+    probing = min(config.pool.probing_size, pool)
+    layers = model.num_hidden_layers + 1 if config.probe.layers == "all" else len(config.probe.layers)
+    state_bytes = 4 if config.model.dtype == "float32" or (config.model.dtype == "auto" and not config.engine.gpus) else 2
+    replayed = round(config.finetune.replay_known * config.selection.budget)
+    answers = config.sampling.k + 1
+    lines = [
+        ("sample", probing, probing * answers * BYTES_PER_ANSWER),
+        ("hidden_states", probing, probing * layers * model.hidden_size * state_bytes),
+        ("entropy", probing, probing * BYTES_PER_SCORE),
+        ("probe", probing, 3 * model.hidden_size * config.probe.hidden_width * 4 if config.probe.kind == "mlp" else 0),
+        ("score", pool, pool * BYTES_PER_SCORE),
+        ("select", config.selection.budget, config.selection.budget * BYTES_PER_SCORE),
+        ("replay", replayed, replayed * answers * BYTES_PER_ANSWER),
+        ("finetune", config.selection.budget + replayed, 0),
+        ("evaluate", test, test * BYTES_PER_ANSWER),
+    ]
+    text = [f"plan: up to {config.stopping.max_rounds} rounds of", f"{'stage':<14}{'rows':>12}{'bytes, about':>16}"]
+    text += [f"{stage:<14}{rows:>12,}{size:>16,}" for stage, rows, size in lines]
+    return "\n".join(text)

@@ -1,0 +1,40 @@
+"""What a run has committed and spent, as a table."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from ka2l_ray.errors import UserError
+from ka2l_ray.jobs.ledger import Ledger
+from ka2l_ray.store import RunStore
+
+
+def status_table(run: str) -> None:
+    """Print every artefact of a run with its key and cost.
+
+    Raises:
+        UserError: no run there.
+    """
+    store = RunStore(run)
+    if not store.manifest:
+        raise UserError(f"{run}: no run there (manifest.json is missing or empty); give a directory that ka2l run wrote")
+    ledger = Ledger(store)
+    table = Table("artefact", "key", "rows", "seconds", "tokens", "judge calls", "labels", "")
+    for spending in ledger.spendings():
+        entry = store.manifest[spending.artefact]
+        table.add_row(
+            spending.artefact,
+            entry.key,
+            str(spending.rows),
+            f"{spending.seconds:.1f}",
+            str(spending.tokens),
+            str(spending.judge_calls),
+            str(spending.labels),
+            f"from {entry.reused_from}" if spending.reused else "",
+        )
+    totals = ledger.totals()
+    table.add_section()
+    spent = (f"{totals['seconds']:.1f}", str(totals["tokens"]), str(totals["judge_calls"]), str(totals["labels"]))
+    table.add_row("spent by this run", "", "", *spent, "")
+    Console().print(table)

@@ -1,0 +1,376 @@
+"""A run directory as plain values for the report: every reader gives its figures, or says why there are none.
+
+Figures come from the manifest's facts where the stages recorded them, and from the tables otherwise. Readers that hold
+single questions against gold answers are in ``answers``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+from numpy.typing import NDArray
+
+from ka2l_ray.errors import UserError
+from ka2l_ray.evaluation import METRICS, Interval
+from ka2l_ray.ledger import Ledger, Spending
+from ka2l_ray.storage import Storage
+from ka2l_ray.store import Artefact, RunStore, flatten
+
+GROUPS = ("all", "known_before", "unknown_before")
+PCA_ROWS = 2000
+NAN = float("nan")
+
+
+class NotThereError(Exception):
+    """The run lacks what a section needs; the message is the section's note."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run directory. ``settings`` is its config.yaml by dotted key, empty where there is none."""
+
+    name: str
+    store: RunStore
+    settings: dict[str, Any]
+
+    def setting(self, key: str) -> str:
+        return str(self.settings.get(key, "not recorded"))
+
+    def rounds(self, stage: str) -> dict[int, Artefact]:
+        """The artefacts of one stage, by round."""
+        found = {}
+        for name, artefact in self.store.manifest.items():
+            folder, _, rest = name.partition("/")
+            if folder == "rounds" and rest.endswith(f"/{stage}"):
+                found[int(rest.removesuffix(f"/{stage}"))] = artefact
+        return dict(sorted(found.items()))
+
+    def storage(self, artefact: Artefact) -> Storage:
+        """Where the artefact lies: below the run directory as given now, which may have moved since, unless it was reused."""
+        return artefact.storage if artefact.reused_from else self.store.storage.at(artefact.name)
+
+    def table(self, artefact: Artefact, file: str = "", columns: list[str] | None = None) -> pa.Table:
+        """One file of an artefact, or all of them as one table.
+
+        Raises:
+            NotThereError: the files are gone, or their filesystem cannot be reached.
+        """
+        try:
+            return self.storage(artefact).read_table(file, columns)
+        except (OSError, ImportError) as error:
+            raise NotThereError(f"{artefact.url} cannot be read ({error})") from error
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One evaluation. ``round`` is None before any training; ``figures`` by group, then metric."""
+
+    round: int | None
+    labels: int
+    figures: dict[str, dict[str, Interval]]
+    corpus_bleu: float
+    meteor_data: str
+    learned: int
+    forgotten: int
+    known_before: int
+
+    def interval(self, group: str, metric: str) -> Interval:
+        return self.figures.get(group, {}).get(metric, Interval(NAN, NAN, NAN, 0))
+
+
+@dataclass(frozen=True)
+class EntropyRound:
+    """Semantic entropies of one probing set, nats, and every threshold rule's verdict on them."""
+
+    round: int
+    rule: str
+    entropies: NDArray[np.float64]
+    threshold: float
+    thresholds: dict[str, float]
+    share_unknown: dict[str, float]
+    judge_calls: int
+    triples: int
+    non_transitive_triples: int
+
+    @property
+    def non_transitive_share(self) -> float:
+        return self.non_transitive_triples / self.triples if self.triples else NAN
+
+
+@dataclass(frozen=True)
+class ProbeRound:
+    """How the probes of one round did, by layer; ``reason`` is set, and the rest empty, where none was fitted."""
+
+    round: int
+    reason: str | None
+    layers: list[int]
+    validation_auroc: list[float]
+    chosen: int
+    test_auroc: float
+    test_rows: int
+
+
+@dataclass(frozen=True)
+class PcaRound:
+    """The chosen layer's states on their two principal axes. ``points`` (n, 2), ``entropies`` (n,) nats."""
+
+    round: int
+    layer: int
+    rows: int
+    points: NDArray[np.float32]
+    explained: tuple[float, float]
+    entropies: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class DriftRound:
+    """AUROC of the last round's probe and of this round's own, on the same held-out questions of this round."""
+
+    round: int
+    previous: float
+    own: float
+    rows: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The ledger; ``sources`` says from which run a reused artefact came."""
+
+    spendings: list[Spending]
+    sources: dict[str, str]
+    totals: dict[str, Any]
+
+
+def read_runs(roots: Sequence[str]) -> list[Run]:
+    """The runs, each named by as many last parts of its path as tell it from the others.
+
+    Raises:
+        UserError: none is given, or one is not a run directory.
+    """
+    if not roots:
+        raise UserError("report: no run is given; name one run directory or several")
+    distinct = list(dict.fromkeys(Storage(root).url() for root in roots))
+    parts = [root.split("/") for root in distinct]
+    depth = 1
+    while len({"/".join(part[-depth:]) for part in parts}) < len(parts):
+        depth += 1
+    return [_read_run(root, "/".join(part[-depth:])) for root, part in zip(distinct, parts, strict=True)]
+
+
+def _read_run(root: str, name: str) -> Run:
+    store = RunStore(root)
+    if not store.manifest:
+        raise UserError(f"{root}: no run there (no artefact in manifest.json); give a directory that 'ka2l run' wrote")
+    settings: dict[str, Any] = {}
+    if store.storage.exists("config.yaml"):
+        settings = flatten(yaml.safe_load(store.storage.read_bytes("config.yaml")))
+    return Run(name, store, settings)
+
+
+def header(run: Run) -> dict[str, str]:
+    """What the run was, in words, by caption."""
+    setting = run.setting
+    revision = f" @ {setting('model.revision')}" if run.settings.get("model.revision") else ""
+    judge = {"nli": setting("entropy.nli_model"), "exact": "normalised string match"}
+    return {
+        "Strategy": _strategy(run),
+        "Seed": setting("seed"),
+        "Model": setting("model.path") + revision,
+        "Pool": _questions(run, "pool"),
+        "Test set": _questions(run, "test"),
+        "Probing set": f"{setting('pool.probing_size')} questions a round",
+        "Sampling": f"{setting('sampling.k')} answers a question at temperature {setting('sampling.temperature')}",
+        "Rounds": str(len(run.rounds("adapter"))),
+        "Labels": f"{sum(labels_by_round(run).values()):,}",
+        "Why it stopped": _stopped(run) or "it has not ended",
+        "Fine-tuning starts from": setting("finetune.start"),
+        "Threshold rule": setting("entropy.rule"),
+        "Judge": judge.get(setting("entropy.judge"), setting("entropy.judge")),
+        "Equivalence": setting("entropy.equivalence"),
+        "Cluster policy": setting("entropy.policy"),
+    }
+
+
+def _questions(run: Run, name: str) -> str:
+    artefact = run.store.manifest.get(name)
+    return f"{artefact.facts['rows']:,} questions" if artefact else "none"
+
+
+def _strategy(run: Run) -> str:
+    """The configured strategy, and the rounds that had to use another (no probe could be fitted)."""
+    wanted = run.setting("selection.strategy")
+    used = {round_: selection.inputs.get("strategy", wanted) for round_, selection in run.rounds("selection").items()}
+    others = [f"{other} in round {round_}" for round_, other in used.items() if other != wanted]
+    return f"{wanted} ({', '.join(others)})" if others else wanted
+
+
+def _stopped(run: Run) -> str | None:
+    """The last ``stopped`` line of metrics.jsonl: a run that went on after an end has several."""
+    if not run.store.storage.exists("metrics.jsonl"):
+        return None
+    lines = [json.loads(line) for line in run.store.storage.read_bytes("metrics.jsonl").splitlines() if line.strip()]
+    reasons = [str(line["value"]) for line in lines if line["name"] == "stopped"]
+    return reasons[-1] if reasons else None
+
+
+def labels_by_round(run: Run) -> dict[int, int]:
+    """Labels paid for in each round."""
+    return {round_: int(artefact.facts.get("labels", 0)) for round_, artefact in run.rounds("annotations").items()}
+
+
+def learning_curve(run: Run) -> list[CurvePoint]:
+    """The evaluations, from the untrained model on."""
+    baseline = run.store.manifest.get("baseline/evaluation")
+    if baseline is None:
+        wanted = run.settings.get("pool.test")
+        raise NotThereError("the test set is not evaluated yet" if wanted else "the run has no test set (pool.test)")
+    labels = labels_by_round(run)
+    points = [_point(None, 0, baseline)]
+    for round_, artefact in run.rounds("evaluation").items():
+        points.append(_point(round_, sum(n for r, n in labels.items() if r <= round_), artefact))
+    return points
+
+
+def _point(round_: int | None, labels: int, artefact: Artefact) -> CurvePoint:
+    facts = artefact.facts
+    figures = {
+        group: {metric: Interval(**values) for metric, values in facts["figures"][group].items() if metric in METRICS}
+        for group in GROUPS
+    }
+    counts = {name: int(facts[name]) for name in ("learned", "forgotten", "known_before")}
+    return CurvePoint(round_, labels, figures, float(facts["corpus_bleu"]), str(facts["meteor_data"]), **counts)
+
+
+def area_under_curve(points: Sequence[CurvePoint], group: str) -> float:
+    """Mean height of the exact-match curve over its range of labels (trapezoids); NaN where it has no width."""
+    labels = np.array([point.labels for point in points], float)
+    heights = np.array([point.interval(group, "exact_match").mean for point in points])
+    width = np.ptp(labels)
+    return float(np.trapezoid(heights, labels) / width) if width else NAN
+
+
+def entropy_rounds(run: Run) -> list[EntropyRound]:
+    found = []
+    for round_, artefact in run.rounds("entropy").items():
+        entropies = run.table(artefact, columns=["semantic_entropy"])["semantic_entropy"].to_numpy()
+        facts = artefact.facts
+        found.append(
+            EntropyRound(
+                round=round_,
+                rule=run.setting("entropy.rule"),
+                entropies=entropies,
+                threshold=facts["threshold"],
+                thresholds=facts["thresholds"],
+                share_unknown=facts["share_unknown"],
+                judge_calls=int(facts["judge_calls"]),
+                triples=int(facts["triples"]),
+                non_transitive_triples=int(facts["non_transitive_triples"]),
+            )
+        )
+    if not found:
+        raise NotThereError("no round has got as far as semantic entropy")
+    return found
+
+
+def probe_rounds(run: Run) -> list[ProbeRound]:
+    found = []
+    for round_, artefact in run.rounds("probe").items():
+        facts = artefact.facts
+        if not facts["fitted"]:
+            found.append(ProbeRound(round_, str(facts["reason"]), [], [], -1, NAN, 0))
+            continue
+        layers = run.table(artefact, "layers.parquet", ["layer", "validation_auroc"]).sort_by("layer")
+        columns = (layers["layer"].to_pylist(), layers["validation_auroc"].to_pylist())
+        found.append(ProbeRound(round_, None, *columns, int(facts["layer"]), facts["test_auroc"], int(facts["test_rows"])))
+    if not found:
+        raise NotThereError("no round has got as far as a probe")
+    return found
+
+
+def pca_rounds(run: Run) -> list[PcaRound]:
+    """Rounds with a fitted probe: its layer is the one shown."""
+    states, entropies = run.rounds("hidden_states"), run.rounds("entropy")
+    found = [
+        _pca_round(run, round_, int(probe.facts["layer"]), states[round_], entropies[round_])
+        for round_, probe in run.rounds("probe").items()
+        if probe.facts["fitted"]
+    ]
+    if not found:
+        raise NotThereError("no probe was fitted, so no layer was chosen")
+    return found
+
+
+def _pca_round(run: Run, round_: int, layer: int, states: Artefact, entropy: Artefact) -> PcaRound:
+    uncertain = run.table(entropy, columns=["question_id", "semantic_entropy"])
+    entropy_of = dict(zip(uncertain["question_id"].to_pylist(), uncertain["semantic_entropy"].to_pylist(), strict=True))
+    table = run.table(states, columns=["question_id", f"layer_{layer}"])
+    column = table[f"layer_{layer}"].combine_chunks()
+    hidden: NDArray[np.floating] = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+    ids = table["question_id"].to_pylist()
+    kept = np.array([i for i, question_id in enumerate(ids) if question_id in entropy_of], int)
+    if len(kept) > PCA_ROWS:
+        kept = np.sort(np.random.default_rng(0).choice(kept, PCA_ROWS, replace=False))
+    if len(kept) < 2:
+        raise NotThereError(f"round {round_} has hidden states and entropies of fewer than two of the same questions")
+    points, explained = principal_components(hidden[kept].astype(np.float32))
+    return PcaRound(round_, layer, len(ids), points, explained, np.array([entropy_of[ids[i]] for i in kept]))
+
+
+def principal_components(hidden_ND: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[float, float]]:
+    """(n, 2) coordinates on the two principal axes, and the share of the variance along each; n >= 2."""
+    centred = hidden_ND - hidden_ND.mean(axis=0)
+    left, strengths, _ = np.linalg.svd(centred, full_matrices=False)
+    points = np.zeros((len(centred), 2), np.float32)
+    kept = min(2, len(strengths))
+    points[:, :kept] = left[:, :kept] * strengths[:kept]
+    shares = np.zeros(2)
+    shares[:kept] = strengths[:kept] ** 2 / max(float((strengths**2).sum()), np.finfo(np.float32).tiny)
+    return points, (float(shares[0]), float(shares[1]))
+
+
+def drift_rounds(run: Run) -> list[DriftRound]:
+    found = []
+    for round_, artefact in run.rounds("drift").items():
+        facts = artefact.facts
+        found.append(DriftRound(round_, facts.get("auroc_previous", NAN), facts.get("auroc_own", NAN), int(facts["rows"])))
+    if not found:
+        one = len(run.rounds("probe")) < 2
+        raise NotThereError("drift is measured from the second round on" if one else "no earlier probe could be tried")
+    return found
+
+
+def costs(run: Run) -> Costs:
+    ledger = Ledger(run.store)
+    sources = {name: entry.reused_from for name, entry in run.store.manifest.items() if entry.reused_from}
+    return Costs(ledger.spendings(), sources, ledger.totals())
+
+
+@dataclass(frozen=True)
+class Summary:
+    """``summary.json`` as a table: one row a figure, one column an arm; a plain value spans them all."""
+
+    arms: list[str]
+    values: dict[str, Any]
+    by_arm: dict[str, dict[str, Any]]
+
+
+def summary(out: Storage) -> Summary | None:
+    """The demo's summary beside the report, if there is one."""
+    if not out.exists("summary.json"):
+        return None
+    values: dict[str, Any] = {}
+    by_arm: dict[str, dict[str, Any]] = {}
+    for name, value in json.loads(out.read_bytes("summary.json")).items():
+        for path, leaf in flatten(value).items():
+            row, _, arm = path.rpartition(".")
+            if arm:
+                by_arm.setdefault(f"{name}.{row}" if row else name, {})[arm] = leaf
+            else:
+                values[name] = leaf
+    return Summary(list(dict.fromkeys(arm for row in by_arm.values() for arm in row)), values, by_arm)

@@ -1,0 +1,169 @@
+"""Bad input: one clear line, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from ka2l_ray import schema
+from ka2l_ray.jobs.cli import app
+from ka2l_ray.storage import Storage
+from tests.ray.conftest import write_config, write_lines
+
+GOOD = [{"id": f"q{i}", "question": f"Where was person number {i} born?", "answers": ["Cekis"]} for i in range(12)]
+
+
+def refused(*arguments: str) -> str:
+    """The error line of a command that must end with exit code 2."""
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 2, f"exit code {result.exit_code}: {result.output}"
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.output
+    return lines[0]
+
+
+def run_with(rows: list[dict[str, Any]] | str, small_run: dict[str, Any], tmp_path: Path, **changes: Any) -> str:
+    pool = tmp_path / "pool.jsonl"
+    if isinstance(rows, str):
+        pool.write_text(rows)
+    else:
+        write_lines(pool, rows)
+    small_run["pool"] = {"questions": str(pool), "probing_size": 8}
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            small_run.setdefault(section, {})[name] = value
+        else:
+            small_run[section] = value
+    return refused("run", write_config(small_run, tmp_path))
+
+
+def test_no_such_file(small_run: dict[str, Any], tmp_path: Path) -> None:
+    small_run["pool"]["questions"] = str(tmp_path / "absent.jsonl")
+    assert "absent.jsonl: no such file" in refused("run", write_config(small_run, tmp_path))
+    assert "absent.yaml: no such file" in refused("run", str(tmp_path / "absent.yaml"))
+
+
+def test_a_malformed_line_is_named_by_file_and_line(small_run: dict[str, Any], tmp_path: Path) -> None:
+    text = '{"id": "a", "question": "Who?"}\n{"id": "b", "question": \n'
+    assert "pool.jsonl:2: not JSON" in run_with(text, small_run, tmp_path)
+
+
+def test_a_row_without_question(small_run: dict[str, Any], tmp_path: Path) -> None:
+    assert "pool.jsonl:13: the row has no 'question'" in run_with([*GOOD, {"id": "z"}], small_run, tmp_path)
+
+
+def test_duplicate_ids(small_run: dict[str, Any], tmp_path: Path) -> None:
+    line = run_with([*GOOD, {"id": "q3", "question": "What else?"}], small_run, tmp_path)
+    assert "pool.jsonl:13: id 'q3'" in line
+    assert "unique" in line
+
+
+def test_an_empty_pool(small_run: dict[str, Any], tmp_path: Path) -> None:
+    assert "pool.jsonl: no questions" in run_with("\n", small_run, tmp_path)
+    assert not list(Path(small_run["output"]).glob("pool*/*.parquet"))
+
+
+def test_a_budget_beyond_the_pool(small_run: dict[str, Any], tmp_path: Path) -> None:
+    line = run_with(GOOD, small_run, tmp_path, selection__budget=13)
+    assert "selection.budget is 13" in line
+    assert "12 questions" in line
+
+
+def test_fewer_than_two_samples(small_run: dict[str, Any], tmp_path: Path) -> None:
+    assert "sampling.k" in run_with(GOOD, small_run, tmp_path, sampling__k=1)
+    samples = write_lines(tmp_path / "samples.jsonl", [{"id": "a", "question": "Who?", "generations": ["x"]}])
+    line = refused("entropy", "--samples", samples, "--judge", "exact", "--out", str(tmp_path / "out"))
+    assert "samples.jsonl:1: 1 generations" in line
+
+
+def test_an_unknown_key_with_the_nearest_named(small_run: dict[str, Any], tmp_path: Path) -> None:
+    small_run["probe"]["epoch"] = 3
+    assert "unknown key 'probe.epoch' (nearest: 'probe.epochs')" in refused("run", write_config(small_run, tmp_path))
+
+
+def test_a_model_path_that_is_no_model(small_run: dict[str, Any], tmp_path: Path) -> None:
+    assert f"{tmp_path}: no model there" in run_with(GOOD, small_run, tmp_path, model={"path": str(tmp_path)})
+    assert not Path(small_run["output"]).exists()
+
+
+def test_annotating_questions_without_answers(tmp_path: Path) -> None:
+    bare = write_lines(tmp_path / "bare.jsonl", [{"id": "a", "question": "Who?"}])
+    line = refused("annotate", "--questions", bare, "--out", str(tmp_path / "out"))
+    assert "question 'a' has no answers" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_hidden_states_that_are_not_finite(tmp_path: Path) -> None:
+    questions = [f"Question number {i}?" for i in range(60)]
+    states = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    states[7, 3] = np.nan
+    head = [pa.array([f"q{i}" for i in range(60)]), pa.array(questions)]
+    column = pa.FixedSizeListArray.from_arrays(states.ravel(), 8)
+    table = pa.Table.from_arrays([*head, column], schema=schema.hidden_states(8, [0], pa.float32(), "float32"))
+    Storage(str(tmp_path)).write_table("states/part-00000.parquet", table)
+    labels = pa.table({"question_id": head[0], "label": pa.array([i % 2 for i in range(60)], pa.int8())})
+    Storage(str(tmp_path)).write_table("entropy/part-00000.parquet", labels)
+    arguments = ("--hidden-states", str(tmp_path / "states"), "--entropy", str(tmp_path / "entropy"))
+    line = refused("probe", *arguments, "--kind", "linear", "--out", str(tmp_path / "out"))
+    assert "question 'q7' has a non-finite value in layer 0" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_directory_of_another_configuration(small_run: dict[str, Any], tmp_path: Path) -> None:
+    run_directory = Path(small_run["output"])
+    run_directory.mkdir()
+    from ka2l_ray.config import dump
+    from tests.ray.conftest import resolved
+
+    (run_directory / "config.yaml").write_text(dump(resolved(small_run, tmp_path)))
+    small_run["probe"]["epochs"] = 7
+    line = refused("run", write_config(small_run, tmp_path))
+    assert "probe.epochs: 3 there, 7 now" in line
+
+
+def test_a_second_driver_on_the_run(small_run: dict[str, Any], tmp_path: Path) -> None:
+    code = "import sys, time\nfrom ka2l_ray.store import RunStore\nwith RunStore(sys.argv[1]).locked(): print(1, flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, small_run["output"]], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        line = refused("run", write_config(small_run, tmp_path))
+        assert "another driver works on this run" in line
+        assert f"process {holder.pid}" in line
+    finally:
+        holder.kill()
+        holder.wait()
+    time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("select", "--scores", "{scores}", "--strategy", "best", "--budget", "1"), "no strategy 'best'"),
+        (("select", "--scores", "{scores}", "--strategy", "entropy", "--budget", "1"), "needs the column 'next_token_entropy'"),
+        (("select", "--scores", "{scores}", "--budget", "5"), "the budget is 5 labels"),
+        (("evaluate", "--model", "bundled:student", "--test", "{bare}"), "has no answers"),
+        (("sample", "--model", "bundled:student", "--questions", "{scores}.csv"), "no such file"),
+        (("sample", "--model", "bundled:student", "--questions", "{bare}", "--adapter", "{folder}"), "no adapter there"),
+        (("hidden-states", "--model", "bundled:student", "--questions", "{bare}", "--layers", "9"), "layer 9 does not exist"),
+        (("score", "--model", "bundled:student", "--questions", "{bare}"), "give a probe"),
+    ],
+)
+def test_other_wrong_uses(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    places = {
+        "scores": write_lines(tmp_path / "scores.jsonl", [{"id": "a", "p_unknown": 0.5}, {"id": "b", "p_unknown": 0.1}]),
+        "bare": write_lines(tmp_path / "bare.jsonl", [{"id": "a", "question": "Who?"}]),
+        "folder": str(tmp_path),
+    }
+    assert message in refused(*(a.format(**places) for a in arguments), "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

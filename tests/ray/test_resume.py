@@ -1,0 +1,144 @@
+"""A driver killed at any point, and started again, ends with the artefacts of a run that was left alone."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from safetensors.numpy import load_file
+
+from ka2l_ray.store import RunStore
+from tests.ray.conftest import ka2l, small_config, write_config
+
+# Runs the command line, and kills its own process with SIGKILL inside the named artefact: when the pattern matches a file
+# of its work directory (something is written, not all), or when it is built but not committed.
+KILLED_DRIVER = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from ka2l_ray import store
+target, pattern, *arguments = sys.argv[1:]
+build_artefact = store._build
+
+def build_and_die(storage, name, inputs, build):
+    def dying(work):
+        def watch():
+            while not list(Path(work.root).glob(pattern)):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if pattern:
+            threading.Thread(target=watch, daemon=True).start()
+        facts = build(work)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return facts
+    return build_artefact(storage, name, inputs, dying if name == target else build)
+
+store._build = build_and_die
+sys.argv = ["ka2l", *arguments]
+from ka2l_ray.jobs.cli import main
+main()
+"""
+
+KILLS = [
+    ("pool", ""),
+    ("baseline/evaluation", "_scratch/predictions/part-*.parquet"),
+    ("rounds/000/samples", "part-*.parquet"),
+    ("rounds/000/hidden_states", "part-*.parquet"),
+    ("rounds/000/entropy", "_scratch/clusters/*.parquet"),
+    ("rounds/000/probe", "_scratch/layers/*.json"),
+    ("rounds/000/scores", ""),
+    ("rounds/000/selection", ""),
+    ("rounds/000/annotations", ""),
+    ("rounds/000/replay_entropy", ""),
+    ("rounds/000/adapter", "_scratch/ray_train/finetune/checkpoint_*"),
+    ("rounds/000/evaluation", "_scratch/predictions/part-*.parquet"),
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world_files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = ka2l("run", write_config(small_config(world_files, str(folder / "run")), folder))
+    assert done.returncode == 0, done.stderr
+    return RunStore(str(folder / "run"))
+
+
+def test_killed_in_every_stage_in_turn_ends_as_the_undisturbed_run(
+    undisturbed: RunStore, world_files: dict[str, str], tmp_path: Path
+) -> None:
+    output = str(tmp_path / "run")
+    config = write_config(small_config(world_files, output), tmp_path)
+    committed: dict[str, Any] = {}
+    for target, pattern in KILLS:
+        command = [sys.executable, "-c", KILLED_DRIVER, target, pattern, "run", config]
+        killed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert killed.returncode == -signal.SIGKILL, f"{target}: {killed.stderr}"
+        manifest = _manifest(output)
+        assert target not in manifest
+        assert {name: manifest[name] for name in committed} == committed, "a finished stage was run again"
+        committed = manifest
+    done = ka2l("run", config)
+    assert done.returncode == 0, done.stderr
+    manifest = _manifest(output)
+    assert {name: manifest[name] for name in committed} == committed
+    again = RunStore(output)
+    assert {n: a.key for n, a in again.manifest.items()} == {n: a.key for n, a in undisturbed.manifest.items()}
+    for name, artefact in undisturbed.manifest.items():
+        _assert_same_content(name, artefact.url, again.manifest[name].url)
+
+
+def test_shards_finished_before_the_kill_are_not_sampled_again(world_files: dict[str, str], tmp_path: Path) -> None:
+    output = str(tmp_path / "run")
+    config = write_config(small_config(world_files, output), tmp_path)
+    command = [sys.executable, "-c", KILLED_DRIVER, "rounds/000/samples", "part-00002.parquet", "run", config]
+    assert subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == -signal.SIGKILL
+    command = [sys.executable, "-c", KILLED_DRIVER, "rounds/000/hidden_states", "", "run", config]
+    assert subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == -signal.SIGKILL
+    facts = _manifest(output)["rounds/000/samples"]["facts"]
+    assert facts["rows"] == 100
+    assert facts["resumed_rows"] >= 3 * 16
+
+
+def test_the_same_command_on_a_finished_run_makes_nothing(undisturbed: RunStore) -> None:
+    before = _manifest(undisturbed.root)
+    done = ka2l("run", str(Path(undisturbed.root).parent / "config.yaml"))
+    assert done.returncode == 0, done.stderr
+    assert "0 artefacts made" in done.stdout
+    assert _manifest(undisturbed.root) == before
+
+
+def _manifest(output: str) -> dict[str, Any]:
+    path = Path(output, "manifest.json")
+    return json.loads(path.read_text())["artefacts"] if path.exists() else {}
+
+
+def _assert_same_content(name: str, one: str, other: str) -> None:
+    tables = [sorted(Path(url).glob("*.parquet")) for url in (one, other)]
+    if tables[0]:
+        a, b = (_rows(files) for files in tables)
+        assert a.schema.equals(b.schema), name
+        for column in a.column_names:
+            if pa.types.is_floating(a.schema.field(column).type):
+                np.testing.assert_allclose(a[column].to_numpy(), b[column].to_numpy(), atol=1e-5, err_msg=f"{name} {column}")
+            elif not column.startswith("layer_"):
+                assert a[column].to_pylist() == b[column].to_pylist(), f"{name} {column}"
+    for weights in Path(one).glob("*.safetensors"):
+        x, y = load_file(weights), load_file(Path(other, weights.name))
+        assert x.keys() == y.keys()
+        for tensor in x:
+            np.testing.assert_allclose(x[tensor], y[tensor], atol=1e-5, err_msg=f"{name} {tensor}")
+
+
+def _rows(files: list[Path]) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    table = pa.concat_tables([pq.read_table(f) for f in files if f.name not in ("layers.parquet", "predictions.parquet")] or [
+        pq.read_table(files[0])
+    ])
+    return table.sort_by(table.column_names[0])
