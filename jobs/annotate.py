@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 
 from ka2l_ray import schema
 from ka2l_ray.errors import UserError
-from ka2l_ray.storage import Storage
+from ka2l_ray.seeds import derive_seed
+from ka2l_ray.storage import Storage, digest
 from ka2l_ray.store import Artefact, Store
 
 
@@ -45,16 +46,28 @@ def annotate(store: Store, name: str, *, selection: Artefact, answers: Artefact)
     return store.compute(name, inputs, build)
 
 
-def replay(store: Store, name: str, *, entropy: Artefact) -> Artefact:
+def replay(
+    store: Store, name: str, *, entropies: list[Artefact], exclude: frozenset[str], size: int, seed: tuple[Any, ...]
+) -> Artefact:
     """Training rows that cost no label: questions that the model answers consistently, with its own majority answer.
 
-    Of the questions in ``entropy`` those labelled known are kept.
+    Args:
+        entropies: entropy tables of this round's model; their questions labelled known are drawn from.
+        exclude: labelled and already replayed questions.
+        size: rows at most.
+        seed: decides the draw, whatever the order of the rows.
     """
-    inputs = {"stage": "replay", "entropy": entropy.key}
+    inputs = {
+        "stage": "replay",
+        "entropies": [e.key for e in entropies],
+        "exclude": digest(sorted(exclude)),
+        "size": size,
+        "seed": list(seed),
+    }
 
     def build(work: Storage) -> dict[str, Any]:
-        table = entropy.storage.read_table("", columns=["question_id", "question", "majority_answer", "label"])
-        kept = [row for row in table.to_pylist() if row["label"] == 0 and row["majority_answer"]]
+        known = [row for entropy in entropies for row in known_rows(entropy, exclude)]
+        drawn = sorted(known, key=lambda row: derive_seed(*seed, row["question_id"]))[:size]
         rows = [
             {
                 "question_id": row["question_id"],
@@ -63,9 +76,16 @@ def replay(store: Store, name: str, *, entropy: Artefact) -> Artefact:
                 "answers": [row["majority_answer"]],
                 "source": "replay",
             }
-            for row in kept
+            for row in drawn
         ]
         work.write_table("annotations.parquet", pa.Table.from_pylist(rows, schema=schema.ANNOTATIONS))
-        return {"rows": len(rows), "labels": 0, "dropped": len(table) - len(rows)}
+        return {"rows": len(rows), "labels": 0, "of": len(known)}
 
     return store.compute(name, inputs, build)
+
+
+def known_rows(entropy: Artefact, exclude: frozenset[str]) -> list[dict[str, Any]]:
+    """Rows labelled known whose majority answer is not empty."""
+    table = entropy.storage.read_table("", columns=["question_id", "question", "majority_answer", "label"])
+    known = table.filter(pc.equal(table["label"], 0)).to_pylist()
+    return [row for row in known if row["majority_answer"] and row["question_id"] not in exclude]

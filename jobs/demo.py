@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ka2l_ray.config import RunConfig, dump, load_config
-from ka2l_ray.jobs.ledger import Ledger
+from ka2l_ray.ledger import Ledger
 from ka2l_ray.jobs.session import ray_session
 from ka2l_ray.probes import auroc
 from ka2l_ray.report import write_report

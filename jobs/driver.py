@@ -19,12 +19,12 @@ from ka2l_ray.acquisition import strategy
 from ka2l_ray.actors.language_model import Engines, Model
 from ka2l_ray.config import NOT_CONTENT, RunConfig, dump
 from ka2l_ray.errors import RunMismatchError, UserError
-from ka2l_ray.jobs.annotate import annotate, replay
+from ka2l_ray.jobs.annotate import annotate, known_rows, replay
 from ka2l_ray.jobs.entropy import entropy
 from ka2l_ray.jobs.evaluate import evaluate
 from ka2l_ray.jobs.finetune import finetune
 from ka2l_ray.jobs.hidden_states import hidden_states
-from ka2l_ray.jobs.ledger import Ledger
+from ka2l_ray.ledger import Ledger
 from ka2l_ray.jobs.probe import probe
 from ka2l_ray.jobs.questions import check_disjoint, draw, input_key, questions
 from ka2l_ray.jobs.sample import sample
@@ -270,26 +270,39 @@ class _Loop:
         )
 
     def _replay(self, at: str, pool: Artefact, scores: Artefact, uncertainty: Artefact, model: Model, round_: int) -> None:
-        """Predicted-known, unlabelled questions with the model's own majority answer as target: no label is spent."""
+        """Known, unlabelled questions with the model's own majority answer as target: no label is spent.
+
+        Those of the probing set are there already, answers and all; where they are too few, predicted-known questions of
+        the pool are sampled besides.
+        """
         wanted = round(self.config.finetune.replay_known * self.annotations[-1].facts["rows"])
-        known = _predicted_known(scores, uncertainty)
-        if not wanted or not len(known):
+        if not wanted:
             return
-        already = frozenset(i for artefact in self.replays for i in _ids(artefact))
-        asked = draw(
-            self.store,
-            f"{at}/replay_questions",
-            source=pool,
-            size=wanted,
-            allowed=known,
-            exclude=self.labelled | already,
-            seed=(self.config.seed, "replay", round_),
+        spent = self.labelled.union(*(_ids(artefact) for artefact in self.replays))
+        entropies = [uncertainty]
+        lacking = wanted - len(known_rows(uncertainty, spent))
+        if lacking > 0 and "predicted_unknown" in scores.facts:
+            asked = draw(
+                self.store,
+                f"{at}/replay_questions",
+                source=pool,
+                size=lacking,
+                allowed=_predicted_known(scores),
+                exclude=spent.union(_ids(uncertainty)),
+                seed=(self.config.seed, "replay questions", round_),
+            )
+            if asked.facts["rows"]:
+                entropies.append(self._replay_entropy(at, asked, uncertainty, model, round_))
+        drawn = replay(
+            self.store, f"{at}/replay", entropies=entropies, exclude=spent, size=wanted, seed=(self.config.seed, "replay", round_)
         )
-        if not asked.facts["rows"]:
-            return
+        if drawn.facts["rows"]:
+            self.replays.append(drawn)
+
+    def _replay_entropy(self, at: str, asked: Artefact, uncertainty: Artefact, model: Model, round_: int) -> Artefact:
         samples = self._sample(f"{at}/replay_samples", asked, model, round_)
         self._make_room(self.config.entropy.replicas)
-        judged = entropy(
+        return entropy(
             self.store,
             f"{at}/replay_entropy",
             samples=samples,
@@ -297,7 +310,6 @@ class _Loop:
             threshold_at=uncertainty.facts["threshold"],
             gpus=self._share_of_gpu,
         )
-        self.replays.append(replay(self.store, f"{at}/replay", entropy=judged))
 
     def _finetune(self, name: str, model: Model) -> Model:
         """M_{r+1}: from the base on all labels so far, or from the last adapter on the new ones."""
@@ -351,15 +363,10 @@ class _Loop:
         return None
 
 
-def _predicted_known(scores: Artefact, uncertainty: Artefact) -> pa.Array:
-    """Ids with p(unknown) < 0.5; without a probe, those sampled and labelled known."""
-    if "predicted_unknown" in scores.facts:
-        table = scores.storage.read_table("", columns=["question_id", "p_unknown"])
-        table = table.filter(pc.less(table["p_unknown"], 0.5))
-    else:
-        table = uncertainty.storage.read_table("", columns=["question_id", "label"])
-        table = table.filter(pc.equal(table["label"], 0))
-    return table["question_id"].combine_chunks()
+def _predicted_known(scores: Artefact) -> pa.Array:
+    """Ids with p(unknown) < 0.5."""
+    table = scores.storage.read_table("", columns=["question_id", "p_unknown"])
+    return table.filter(pc.less(table["p_unknown"], 0.5))["question_id"].combine_chunks()
 
 
 def _ids(artefact: Artefact) -> list[str]:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ka2l_ray.errors import UserError
-from ka2l_ray.jobs.ledger import Ledger
+from ka2l_ray.ledger import Ledger
 from ka2l_ray.store import RunStore
 
 

@@ -32,11 +32,19 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Image:
+    """A figure within the page: ``source`` is a data URI, ``width`` in CSS pixels."""
+
+    source: str
+    width: int
+
+
+@dataclass(frozen=True)
 class Section:
-    """What the page shows: values and figure (a data URI), or a note that says why there are none."""
+    """What the page shows: values and figure, or a note that says why there are none."""
 
     data: Any = None
-    image: str | None = None
+    image: Image | None = None
     note: str | None = None
 
 
@@ -93,18 +101,17 @@ def _section(target: Storage, run: data.Run, name: str, part: Part) -> Section:
     draw = part.draw
     if draw is None:
         return Section(values)
-    file = f"{re.sub(r'[^A-Za-z0-9.-]+', '-', run.name)}_{name}"
+    file = f"{re.sub(r'[^A-Za-z0-9._-]+', '-', run.name)}_{name}"
     return Section(values, _image(target, file, lambda: draw(values), part.screen))
 
 
-def _image(target: Storage, file: str, draw: Callable[[], Figure | None], screen: str) -> str | None:
-    """The figure as a data URI; its PNG for papers goes to ``figures/``."""
+def _image(target: Storage, file: str, draw: Callable[[], Figure | None], screen: str) -> Image | None:
+    """The figure for the page; its PNG for papers goes to ``figures/``."""
     encoded = figures.encode(draw, screen)
     if encoded is None:
         return None
-    page, paper = encoded
-    target.write_bytes(f"figures/{file}.png", paper)
-    return f"data:{MIME[screen]};base64,{base64.b64encode(page).decode()}"
+    target.write_bytes(f"figures/{file}.png", encoded.paper)
+    return Image(f"data:{MIME[screen]};base64,{base64.b64encode(encoded.page).decode()}", encoded.width)
 
 
 def _environment() -> jinja2.Environment:

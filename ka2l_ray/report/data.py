@@ -336,12 +336,13 @@ def principal_components(hidden_ND: NDArray[np.float32]) -> tuple[NDArray[np.flo
 
 def drift_rounds(run: Run) -> list[DriftRound]:
     found = []
-    for round_, artefact in run.rounds("drift").items():
-        facts = artefact.facts
-        found.append(DriftRound(round_, facts.get("auroc_previous", NAN), facts.get("auroc_own", NAN), int(facts["rows"])))
+    for round_, artefact in run.rounds("probe").items():
+        drift = artefact.facts.get("drift")
+        if drift is not None:
+            found.append(DriftRound(round_, drift["auroc_previous"], drift["auroc_own"], int(drift["rows"])))
     if not found:
         one = len(run.rounds("probe")) < 2
-        raise NotThereError("drift is measured from the second round on" if one else "no earlier probe could be tried")
+        raise NotThereError("drift is measured from the second round on" if one else "no probe has an earlier one beside it")
     return found
 
 
@@ -353,7 +354,10 @@ def costs(run: Run) -> Costs:
 
 @dataclass(frozen=True)
 class Summary:
-    """``summary.json`` as a table: one row a figure, one column an arm; a plain value spans them all."""
+    """``summary.json`` as a table: one row a figure, one column an arm; a plain value spans them all.
+
+    ``by_arm`` is row, then arm; figures of an arm that are nested have rows of their own.
+    """
 
     arms: list[str]
     values: dict[str, Any]
@@ -367,10 +371,10 @@ def summary(out: Storage) -> Summary | None:
     values: dict[str, Any] = {}
     by_arm: dict[str, dict[str, Any]] = {}
     for name, value in json.loads(out.read_bytes("summary.json")).items():
-        for path, leaf in flatten(value).items():
-            row, _, arm = path.rpartition(".")
-            if arm:
-                by_arm.setdefault(f"{name}.{row}" if row else name, {})[arm] = leaf
-            else:
-                values[name] = leaf
+        if not isinstance(value, dict):
+            values[name] = value
+            continue
+        for arm, inner in value.items():
+            for row, leaf in flatten(inner, name).items():
+                by_arm.setdefault(row, {})[arm] = leaf
     return Summary(list(dict.fromkeys(arm for row in by_arm.values() for arm in row)), values, by_arm)

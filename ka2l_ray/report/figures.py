@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
@@ -24,7 +25,7 @@ LINES = ("-", "--", ":", "-.")
 BLUE, ORANGE = COLOURS[:2]
 GREY = "#8c96a0"
 CURVE_TITLES = {"all": "all questions", "known_before": "known before training", "unknown_before": "unknown before training"}
-PAPER_DPI = 200
+PAPER_DPI, SCREEN_DPI, CSS_DPI = 200, 144, 96
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -34,17 +35,26 @@ STYLE = {
     "axes.axisbelow": True,
     "grid.color": "#e6e9ec",
     "grid.linewidth": 0.6,
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
     "svg.hashsalt": "ka2l",
 }
 
 
-def encode(draw: Callable[[], Figure | None], screen: str, dpi: int = 110) -> tuple[bytes, bytes] | None:
-    """(for the page, for a paper) of the figure that ``draw`` makes; None where it has nothing to draw.
+@dataclass(frozen=True)
+class Encoded:
+    """A figure for the page and, as PNG at 200 dpi, for a paper. ``width`` in CSS pixels."""
+
+    page: bytes
+    paper: bytes
+    width: int
+
+
+def encode(draw: Callable[[], Figure | None], screen: str) -> Encoded | None:
+    """The figure that ``draw`` makes; None where it has nothing to draw.
 
     Args:
-        screen: ``svg``, or ``png`` for figures of many points; the paper's is always PNG at 200 dpi.
-        dpi: of a ``png`` for the page.
+        screen: format for the page: ``svg``, or ``png`` for figures of many points.
     """
     with mpl.rc_context(STYLE):
         figure = draw()
@@ -53,9 +63,10 @@ def encode(draw: Callable[[], Figure | None], screen: str, dpi: int = 110) -> tu
         # Without a date, the same run gives the same bytes.
         metadata = {"Date": None} if screen == "svg" else None
         page, paper = io.BytesIO(), io.BytesIO()
-        figure.savefig(page, format=screen, dpi=dpi, metadata=metadata)
+        figure.savefig(page, format=screen, dpi=SCREEN_DPI, metadata=metadata)
         figure.savefig(paper, format="png", dpi=PAPER_DPI)
-    return page.getvalue(), paper.getvalue()
+        width = round(figure.get_figwidth() * CSS_DPI)
+    return Encoded(page.getvalue(), paper.getvalue(), width)
 
 
 def learning_curves(curves: dict[str, list[CurvePoint]]) -> Figure:
@@ -97,7 +108,7 @@ def entropy_histograms(rounds: list[EntropyRound]) -> Figure:
     figure, panels = _panels(len(rounds), height=3.0)
     highest = max(float(round_.entropies.max(initial=1.0)) for round_ in rounds)
     for axes, round_ in zip(panels, rounds, strict=False):
-        axes.hist(round_.entropies, bins=np.linspace(0, highest * 1.02, 41).tolist(), color=BLUE, alpha=0.75)
+        axes.hist(round_.entropies, bins=_bins(highest, round_.threshold), color=BLUE, alpha=0.75)
         for i, (at, rules) in enumerate(_by_threshold(round_.thresholds).items()):
             chosen = round_.rule in rules
             axes.axvline(
@@ -166,8 +177,7 @@ def quadrants(rounds: list[QuadrantRound]) -> Figure:
         parts = [round_.right_entropies, round_.wrong_entropies]
         highest = max(float(part.max(initial=1.0)) for part in parts)
         names = [f"greedy answer {word} ({len(part):,})" for word, part in zip(("right", "wrong"), parts, strict=True)]
-        bins = np.linspace(0, highest * 1.02, 31).tolist()
-        axes.hist(parts, bins=bins, stacked=True, color=[BLUE, ORANGE], label=names)
+        axes.hist(parts, bins=_bins(highest, round_.threshold), stacked=True, color=[BLUE, ORANGE], label=names)
         axes.axvline(round_.threshold, color="black", linewidth=1.5, label=f"threshold {round_.threshold:.3f}")
         axes.set_title(f"round {round_.round}")
         axes.set_xlabel("semantic entropy (nats)")
@@ -222,6 +232,13 @@ def _panels(n: int, height: float) -> tuple[Figure, list[Axes]]:
     for spare in panels[n:]:
         spare.set_visible(False)
     return figure, panels
+
+
+def _bins(highest: float, threshold: float) -> list[float]:
+    """Edges of some 40 equal bins from 0 nats; one edge is the threshold, so that no bin holds both known and unknown."""
+    width = highest / 40
+    below, above = math.ceil(threshold / width), math.floor((highest - threshold) / width) + 1
+    return [threshold + width * i for i in range(-below, max(0, above) + 1)]
 
 
 def _by_threshold(thresholds: dict[str, float]) -> dict[float, list[str]]:

@@ -78,7 +78,7 @@ def test_one_worker_equals_a_plain_peft_loop(annotations: Artefact, one_worker: 
         losses.append(loss.item())
     assert len(losses) == 20
     np.testing.assert_allclose(one_worker.facts["losses"], losses, atol=1e-4)
-    assert losses[-1] < losses[0]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
 def test_two_workers_give_the_adapter_of_one(annotations: Artefact, one_worker: Artefact, tmp_path: Path) -> None:
@@ -104,4 +104,13 @@ def test_going_on_from_an_adapter_starts_where_it_ended(annotations: Artefact, o
     model = Model(BASE, PROMPT, one_worker.url, one_worker.key)
     config = FinetuneConfig(**{**SETTINGS, "epochs": 1})  # type: ignore[arg-type]
     on = finetune(StageDirectory(str(tmp_path / "on")), "", annotations=[annotations], model=model, config=config, seed=SEED)
-    assert on.facts["first_loss"] < 0.5 * one_worker.facts["first_loss"]
+    adapted = LanguageModel(BASE, adapter=one_worker.url)
+    table = annotations.storage.read_table("").sort_by("question_id")
+    prompter = Prompter(adapted.tokenizer, PROMPT)
+    rows = finetuning.encode_rows(prompter, table["question"].to_pylist(), table["target"].to_pylist(), config.max_length)
+    first = finetuning.optimizer_steps(len(rows), config.batch_size, 1, SEED)[0]
+    ids, mask, labels = finetuning.collate([rows[i] for i in first], pad_id=0)
+    with torch.inference_mode():
+        loss = adapted.model(input_ids=ids, attention_mask=mask, labels=labels).loss.item()
+    assert on.facts["first_loss"] == pytest.approx(loss, abs=1e-4)
+    assert on.facts["first_loss"] != pytest.approx(one_worker.facts["first_loss"], abs=1e-3)

@@ -46,8 +46,6 @@ main()
 """
 
 KILLS = [
-    ("pool", ""),
-    ("baseline/evaluation", "_scratch/predictions/part-*.parquet"),
     ("rounds/000/samples", "part-*.parquet"),
     ("rounds/000/hidden_states", "part-*.parquet"),
     ("rounds/000/entropy", "_scratch/clusters/*.parquet"),
@@ -55,7 +53,7 @@ KILLS = [
     ("rounds/000/scores", ""),
     ("rounds/000/selection", ""),
     ("rounds/000/annotations", ""),
-    ("rounds/000/replay_entropy", ""),
+    ("rounds/000/replay", ""),
     ("rounds/000/adapter", "_scratch/ray_train/finetune/checkpoint_*"),
     ("rounds/000/evaluation", "_scratch/predictions/part-*.parquet"),
 ]

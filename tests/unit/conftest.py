@@ -31,6 +31,7 @@ from ka2l_ray.semantics.judges import NLIJudge
 from ka2l_ray.world import bundled_path
 from ka2l_ray.world.facts import World
 
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 transformers_logging.disable_progress_bar()
 settings.register_profile("unit", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("unit")

@@ -1,0 +1,220 @@
+"""Reading questions: normalisation, both formats, and every fault named with its place."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ka2l_ray.errors import UserError
+from ka2l_ray.questions import QuestionReader, normalize_answer, normalize_question, read_rows, row_id
+
+ROWS = [
+    {"id": "a", "question": "Where was Fra born?", "answers": ["Quast", "the city of Quast"]},
+    {"id": "b", "question": " Who employs Fra? ", "answers": None},
+    {"id": "c", "question": "When was Fra born?", "answers": ["1931"]},
+]
+AS_READ = [
+    {"question_id": "a", "question": "Where was Fra born?", "answers": ["Quast", "the city of Quast"]},
+    {"question_id": "b", "question": "Who employs Fra?", "answers": None},
+    {"question_id": "c", "question": "When was Fra born?", "answers": ["1931"]},
+]
+
+
+def jsonl(path: Path, *rows: Any) -> Path:
+    """A file of one line a row; a string stands as it is."""
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def fault(path: Path) -> str:
+    """The one-line message with which reading ``path`` fails."""
+    with pytest.raises(UserError) as error:
+        list(QuestionReader(path))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The Eiffel  Tower!", "eiffel tower"),
+        ("a cat, an owl and the theatre", "cat owl and theatre"),
+        ("U.S.A.", "usa"),
+        ("twenty-one", "twentyone"),
+        ("The", ""),
+        ("Ümläut's", "ümläuts"),
+    ],
+)
+def test_normalize_answer_is_squads(text: str, normal: str) -> None:
+    assert normalize_answer(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("Where  was\tFra born?", "where was fra born"),
+        ("where was Fra-born", "where was fra born"),
+        ("Is it the one?", "is it the one"),
+        ("Who's there?!", "who s there"),
+        ("???", ""),
+    ],
+)
+def test_normalize_question_drops_case_punctuation_and_runs_of_space(text: str, normal: str) -> None:
+    assert normalize_question(text) == normal
+
+
+@given(st.text(max_size=40))
+def test_normalising_twice_changes_nothing(text: str) -> None:
+    assert normalize_question(normalize_question(text)) == normalize_question(text)
+
+
+def test_jsonl_parquet_and_a_directory_of_parquet_give_the_same_rows(tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    pq.write_table(table, tmp_path / "pool.parquet")
+    (tmp_path / "parts").mkdir()
+    pq.write_table(table.slice(0, 1), tmp_path / "parts/part-0.parquet")
+    pq.write_table(table.slice(1), tmp_path / "parts/part-1.parquet")
+    (tmp_path / "parts/_artefact.json").write_text("{}")
+    for path in (jsonl(tmp_path / "pool.jsonl", *ROWS), tmp_path / "pool.parquet", tmp_path / "parts"):
+        assert list(QuestionReader(path)) == AS_READ
+
+
+def test_empty_lines_are_passed_over_and_counted(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "pool.jsonl", ROWS[0], "", "   ", "{")
+    assert fault(path).startswith(f"{path}:4: not JSON")
+
+
+def test_question_id_serves_as_id_and_numbers_as_ids_become_text(tmp_path: Path) -> None:
+    rows = [{"id": 7, "question": "A?"}, {"question_id": "x", "question": "B?"}, {"question_id": 8, "question": "C?"}]
+    assert [row["question_id"] for row in QuestionReader(jsonl(tmp_path / "pool.jsonl", *rows))] == ["7", "x", "8"]
+
+
+def test_the_number_7_and_the_text_7_are_the_same_id(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "pool.jsonl", {"id": 7, "question": "A?"}, {"id": "7", "question": "B?"})
+    assert fault(path) == f"{path}:2: id '7' stands in an earlier row; ids must be unique"
+
+
+def test_parquet_ids_may_be_integers(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": [1, 2], "question": ["A?", "B?"]}), tmp_path / "pool.parquet")
+    assert [row["question_id"] for row in QuestionReader(tmp_path / "pool.parquet")] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "read"),
+    [(None, None), ("Quast", ["Quast"]), (["Quast", " "], ["Quast"]), ([], None), ("", None), ([" "], None)],
+)
+def test_answers_are_a_list_a_text_or_nothing(tmp_path: Path, answers: Any, read: list[str] | None) -> None:
+    path = jsonl(tmp_path / "pool.jsonl", {"id": "a", "question": "A?", "answers": answers})
+    assert [row["answers"] for row in QuestionReader(path)] == [read]
+
+
+def test_answers_may_be_left_out(tmp_path: Path) -> None:
+    assert [row["answers"] for row in QuestionReader(jsonl(tmp_path / "pool.jsonl", {"id": "a", "question": "A?"}))] == [None]
+
+
+@pytest.mark.parametrize("answers", [5, {"a": 1}, ["a", 5], [None], True])
+def test_answers_of_another_type_are_refused(tmp_path: Path, answers: Any) -> None:
+    path = jsonl(tmp_path / "pool.jsonl", ROWS[0], {"id": "z", "question": "Z?", "answers": answers})
+    assert fault(path) == f"{path}:2: 'answers' must be a list of strings"
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    assert fault(tmp_path / "none.jsonl") == f"{tmp_path}/none.jsonl: no such file; give a .jsonl or .parquet file"
+
+
+def test_an_unknown_extension(tmp_path: Path) -> None:
+    (tmp_path / "pool.csv").write_text("id,question\n")
+    assert fault(tmp_path / "pool.csv") == f"{tmp_path}/pool.csv: unknown format '.csv'; give a .jsonl or .parquet file"
+
+
+@pytest.mark.parametrize("line", ["{", '{"id": "a", "question": "A?"', "id,question", '{"id": "b"} {"id": "c"}'])
+def test_a_malformed_line_is_named_by_file_and_line(tmp_path: Path, line: str) -> None:
+    path = jsonl(tmp_path / "pool.jsonl", ROWS[0], line)
+    assert fault(path).startswith(f"{path}:2: not JSON (")
+
+
+@pytest.mark.parametrize(("line", "kind"), [("[1, 2]", "list"), ('"A?"', "str"), ("5", "int"), ("null", "NoneType")])
+def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: str, kind: str) -> None:
+    path = jsonl(tmp_path / "pool.jsonl", ROWS[0], line)
+    assert fault(path) == f"{path}:2: a row must be a JSON object, this is a {kind}"
+
+
+@pytest.mark.parametrize("question", [None, "", "  ", 5, ["A?"]])
+def test_a_row_without_question_is_named(tmp_path: Path, question: Any) -> None:
+    path = jsonl(tmp_path / "pool.jsonl", ROWS[0], {"id": "z", "question": question})
+    assert fault(path) == f"{path}:2: the row has no 'question'; every row needs a question text"
+    assert fault(jsonl(path, {"id": "z"})).startswith(f"{path}:1: the row has no 'question'")
+
+
+@pytest.mark.parametrize("row_without_id", [{}, {"id": None}, {"id": ""}, {"id": ["a"]}])
+def test_a_row_without_id_is_named(tmp_path: Path, row_without_id: dict[str, Any]) -> None:
+    path = jsonl(tmp_path / "pool.jsonl", ROWS[0], {**row_without_id, "question": "Z?"})
+    assert fault(path) == f"{path}:2: the row has no 'id'; every row needs a unique id"
+
+
+def test_an_id_that_stands_twice_is_named(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "pool.jsonl", *ROWS, {"id": "b", "question": "Another?"})
+    assert fault(path) == f"{path}:4: id 'b' stands in an earlier row; ids must be unique"
+
+
+def test_faults_of_parquet_rows_name_the_row(tmp_path: Path) -> None:
+    path = tmp_path / "pool.parquet"
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "question": ["A?", "B?", None]}), path)
+    assert fault(path) == f"{path} row 3: the row has no 'question'; every row needs a question text"
+
+
+def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pool.parquet").write_text("no parquet")
+    assert fault(tmp_path / "pool.parquet").startswith(f"{tmp_path}/pool.parquet: not a Parquet file (")
+
+
+def test_a_directory_without_parquet_is_refused(tmp_path: Path) -> None:
+    assert fault(tmp_path) == f"{tmp_path}: no Parquet file in this directory"
+
+
+@pytest.mark.xfail(strict=True, reason="questions.py json_lines: UnicodeDecodeError is not turned into a UserError with its place")
+def test_a_line_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "pool.jsonl", ROWS[0])
+    path.write_bytes(path.read_bytes() + '{"id": "z", "question": "Où?"}\n'.encode("latin-1"))
+    assert fault(path).startswith(f"{path}:2:")
+
+
+def test_the_same_question_twice_is_given_once_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"id": "a", "question": "Where was Fra born?"}, {"id": "b", "question": "where was  fra born"}]
+    rows += [{"id": "c", "question": "Who?"}, {"id": "d", "question": "WHERE was Fra born?!"}]
+    path = jsonl(tmp_path / "pool.jsonl", *rows)
+    reader = QuestionReader(path)
+    with caplog.at_level(logging.WARNING, "ka2l_ray"):
+        assert [row["question_id"] for row in reader] == ["a", "c"]
+    assert reader.repeated == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: 2 rows repeat an earlier question; kept once (first: {path}:2)"
+    ]
+
+
+def test_a_repeated_question_still_needs_an_id_of_its_own(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "pool.jsonl", {"id": "a", "question": "A?"}, {"id": "a", "question": "A?"})
+    assert fault(path).startswith(f"{path}:2: id 'a' stands in an earlier row")
+
+
+def test_questions_without_a_letter_are_not_all_the_same(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "pool.jsonl", {"id": "a", "question": "?"}, {"id": "b", "question": "!"}, {"id": "c", "question": "+?"})
+    assert [row["question_id"] for row in QuestionReader(path)] == ["a", "b", "c"]
+
+
+def test_read_rows_gives_rows_of_any_columns_with_their_places(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "scores.json", {"id": "a", "p_unknown": 0.5}, {"id": "b", "p_unknown": 0.25})
+    assert list(read_rows(str(path))) == [(f"{path}:1", {"id": "a", "p_unknown": 0.5}), (f"{path}:2", {"id": "b", "p_unknown": 0.25})]
+
+
+def test_row_id_reads_id_before_question_id() -> None:
+    assert row_id("f:1", {"question_id": "a"}) == "a"
+    assert row_id("f:1", {"id": "b", "question_id": "a"}) == "b"
