@@ -108,8 +108,12 @@ class LanguageModelActor:
             for layer in wanted:
                 gathered[layer][rows] = states[layer].to("cpu", stored)
         kind = pa.float32() if stored == torch.float32 else pa.float16()
-        table_schema = schema.hidden_states(language_model.hidden_size, wanted, kind, str(language_model.dtype).removeprefix("torch."))
-        columns = [pa.FixedSizeListArray.from_arrays(gathered[layer].numpy().ravel(), language_model.hidden_size) for layer in wanted]
+        table_schema = schema.hidden_states(
+            language_model.hidden_size, wanted, kind, str(language_model.dtype).removeprefix("torch.")
+        )
+        columns = [
+            pa.FixedSizeListArray.from_arrays(gathered[layer].numpy().ravel(), language_model.hidden_size) for layer in wanted
+        ]
         table = pa.Table.from_arrays([questions["question_id"], questions["question"], *columns], schema=table_schema)
         Storage(out).write_table(name, table)
         return {"rows": len(table), "prompt_tokens": sum(map(len, encoded))}
@@ -172,7 +176,8 @@ class Engines:
     def _actors_of(self, model: Model) -> list[Any]:
         if self.model != model:
             self.release()
-            options = LanguageModelActor.options(
+            actor: Any = LanguageModelActor
+            options = actor.options(
                 num_cpus=self.config.cpus,
                 num_gpus=self.config.gpus,
                 max_restarts=MAX_RESTARTS,

@@ -8,11 +8,11 @@ import pyarrow.compute as pc
 import torch
 
 from ka2l_ray import schema
+from ka2l_ray.actors.language_model import Model
 from ka2l_ray.language_model import LanguageModel
 from ka2l_ray.probes import p_unknown, probe_from_bytes
 from ka2l_ray.prompts import Prompter
 from ka2l_ray.storage import Storage
-from ka2l_ray.actors.language_model import Model
 
 
 class ScoreBatch:

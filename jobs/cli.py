@@ -1,9 +1,9 @@
 """The command line.
 
-    ka2l demo                                  the whole loop on the bundled world, on a CPU
-    ka2l run CONFIG [-o KEY=VALUE]... [--dry-run]
-    ka2l status RUN | ka2l report RUN | ka2l doctor [CONFIG]
-    ka2l sample | hidden-states | entropy | probe | score | select | annotate | finetune | evaluate
+ka2l demo                                  the whole loop on the bundled world, on a CPU
+ka2l run CONFIG [-o KEY=VALUE]... [--dry-run]
+ka2l status RUN | ka2l report RUN | ka2l doctor [CONFIG]
+ka2l sample | hidden-states | entropy | probe | score | select | annotate | finetune | evaluate
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def _logging(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log 
 def run(
     config: Config,
     override: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and the plan; run nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved configuration and the plan; run nothing.")
+    ] = False,
 ) -> None:
     """Run the loop; an existing run goes on where it was."""
     with reported():

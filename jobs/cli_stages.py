@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,9 @@ from ka2l_ray.acquisition import STRATEGIES
 from ka2l_ray.config import RunConfig, load_config
 from ka2l_ray.jobs.failures import reported
 
-Questions = Annotated[str, typer.Option("--questions", help="Questions: id, question (.jsonl, .parquet, or a stage's directory).")]
+Questions = Annotated[
+    str, typer.Option("--questions", help="Questions: id, question (.jsonl, .parquet, or a stage's directory).")
+]
 Out = Annotated[str, typer.Option("--out", help="Directory to write; a finished one of the same inputs is kept as it is.")]
 ModelPath = Annotated[str, typer.Option("--model", help="Directory or hub name of a causal LM, or bundled:student.")]
 Adapter = Annotated[str | None, typer.Option("--adapter", help="Directory of a PEFT adapter on the model.")]
@@ -229,7 +231,9 @@ def annotate(
     questions: Questions,
     out: Out,
     source: Annotated[str, typer.Option("--source", help="column: answers from a file's column.")] = "column",
-    answers: Annotated[str | None, typer.Option("--answers", help="id, answers; the questions' own column when left out.")] = None,
+    answers: Annotated[
+        str | None, typer.Option("--answers", help="id, answers; the questions' own column when left out.")
+    ] = None,
 ) -> None:
     """Label questions: id, question [, answers] -> id, question, target, answers."""
     with reported():
@@ -305,7 +309,7 @@ def evaluate(
         )
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample,
     "hidden-states": hidden_states,
     "entropy": entropy,

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ka2l_ray.config import RunConfig, dump, load_config
-from ka2l_ray.ledger import Ledger
 from ka2l_ray.jobs.session import ray_session
+from ka2l_ray.ledger import Ledger
 from ka2l_ray.probes import auroc
 from ka2l_ray.report import write_report
 from ka2l_ray.store import RunStore
@@ -102,7 +102,7 @@ def summarise(configs: dict[str, RunConfig], world: World) -> dict[str, Any]:
     uncertainty = start.manifest["rounds/000/entropy"].storage.read_table("", columns=["question_id", "semantic_entropy"])
     scores = start.manifest["rounds/000/scores"].storage.read_table("", columns=["question_id", "p_unknown"])
     fitted = set(uncertainty["question_id"].to_pylist())
-    se = {i: v for i, v in zip(*(uncertainty[c].to_pylist() for c in uncertainty.column_names), strict=True)}
+    se = dict(zip(*(uncertainty[c].to_pylist() for c in uncertainty.column_names), strict=True))
     p = {i: v for i, v in zip(*(scores[c].to_pylist() for c in scores.column_names), strict=True) if i not in fitted}
     before = _correct(start, "baseline/evaluation")
     last = f"rounds/{configs[ARMS[0]].stopping.max_rounds - 1:03d}/evaluation"

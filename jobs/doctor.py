@@ -26,7 +26,10 @@ def doctor(config_path: str | None) -> bool:
     checks: list[tuple[str, Callable[[], str]]] = [
         ("packages", _packages),
         ("compiler", _compiler),
-        ("memory", lambda: f"{psutil.virtual_memory().available / 2**30:.1f} GiB free of {psutil.virtual_memory().total / 2**30:.1f}"),
+        (
+            "memory",
+            lambda: f"{psutil.virtual_memory().available / 2**30:.1f} GiB free of {psutil.virtual_memory().total / 2**30:.1f}",
+        ),
         ("processors", lambda: f"{os.cpu_count()} CPUs, {torch.cuda.device_count()} GPUs"),
         ("bundled world", _bundled),
         ("METEOR", lambda: meteor_data() or "no WordNet data: METEOR is left out (python -m nltk.downloader wordnet)"),

@@ -24,13 +24,13 @@ from ka2l_ray.jobs.entropy import entropy
 from ka2l_ray.jobs.evaluate import evaluate
 from ka2l_ray.jobs.finetune import finetune
 from ka2l_ray.jobs.hidden_states import hidden_states
-from ka2l_ray.ledger import Ledger
 from ka2l_ray.jobs.probe import probe
 from ka2l_ray.jobs.questions import check_disjoint, draw, input_key, questions
 from ka2l_ray.jobs.sample import sample
 from ka2l_ray.jobs.score import score, score_by_semantic_entropy
 from ka2l_ray.jobs.select import select
 from ka2l_ray.language_model import check_is_model
+from ka2l_ray.ledger import Ledger
 from ka2l_ray.semantics.judges import load_nli_config
 from ka2l_ray.store import Artefact, RunStore, difference, flatten
 from ka2l_ray.world import bundled_path
@@ -124,7 +124,9 @@ class _Loop:
             samples = self._sample(f"{at}/samples", probing, model, round_)
             states = self._hidden_states(f"{at}/hidden_states", probing, model)
             self._make_room(self.config.entropy.replicas)
-            uncertainty = entropy(self.store, f"{at}/entropy", samples=samples, config=self.config.entropy, gpus=self._share_of_gpu)
+            uncertainty = entropy(
+                self.store, f"{at}/entropy", samples=samples, config=self.config.entropy, gpus=self._share_of_gpu
+            )
             self._make_room(self.config.probe.workers)
             classifier = self._probe(at, states, uncertainty)
             self._make_room(self.config.engine.replicas * self.config.engine.cpus)
@@ -215,9 +217,7 @@ class _Loop:
         self.previous_probe = fitted
         return fitted
 
-    def _score(
-        self, name: str, pool: Artefact, model: Model, classifier: Artefact | None, uncertainty: Artefact
-    ) -> Artefact:
+    def _score(self, name: str, pool: Artefact, model: Model, classifier: Artefact | None, uncertainty: Artefact) -> Artefact:
         wants_entropy = "next_token_entropy" in strategy(self.config.selection.strategy).needs
         if classifier is None and not wants_entropy:
             return score_by_semantic_entropy(self.store, name, entropy=uncertainty, reason="no probe could be fitted")

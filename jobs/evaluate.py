@@ -78,7 +78,9 @@ def _score(questions: pa.Table, predictions: pa.Table, before: Artefact | None) 
     known: dict[str, bool] = {}
     if before is not None:
         earlier = before.storage.read_table("", columns=["question_id", "exact_match"])
-        known = {i: em == 1.0 for i, em in zip(earlier["question_id"].to_pylist(), earlier["exact_match"].to_pylist(), strict=True)}
+        known = {
+            i: em == 1.0 for i, em in zip(earlier["question_id"].to_pylist(), earlier["exact_match"].to_pylist(), strict=True)
+        }
     rows = []
     for row in questions.to_pylist():
         scores = score_answer(prediction_of[row["question_id"]], row["answers"])

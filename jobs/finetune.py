@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import FinetuneConfig, ModelConfig, PromptConfig
+from ka2l_ray.errors import UserError
 from ka2l_ray.finetuning import (
     AnswerLoss,
     TrainingRow,
@@ -35,7 +36,6 @@ from ka2l_ray.finetuning import (
     make_optimizer,
     optimizer_steps,
 )
-from ka2l_ray.errors import UserError
 from ka2l_ray.language_model import LanguageModel
 from ka2l_ray.prompts import Prompter
 from ka2l_ray.seeds import derive_seed

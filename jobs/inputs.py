@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from ka2l_ray import schema
+from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.actors.language_model import Model
 from ka2l_ray.jobs.questions import ROWS_PER_PART, input_key, questions
 from ka2l_ray.questions import read_rows, row_id
 from ka2l_ray.storage import Storage, file_digest

@@ -62,7 +62,16 @@ def questions(store: Store, name: str, *, path: str) -> Artefact:
     return store.compute(name, inputs, build)
 
 
-def draw(store: Store, name: str, *, source: Artefact, size: int, allowed: pa.Array | None, exclude: frozenset[str], seed: tuple[Any, ...]) -> Artefact:
+def draw(
+    store: Store,
+    name: str,
+    *,
+    source: Artefact,
+    size: int,
+    allowed: pa.Array | None,
+    exclude: frozenset[str],
+    seed: tuple[Any, ...],
+) -> Artefact:
     """``size`` questions of ``source`` at random (all, where there are fewer), as a questions table without answers.
 
     Args:

@@ -81,7 +81,12 @@ def score_by_semantic_entropy(store: Store, name: str, *, entropy: Artefact, rea
     def build(work: Storage) -> dict[str, Any]:
         rows = entropy.storage.read_table("", columns=["question_id", "question", "semantic_entropy"])
         empty = pa.nulls(len(rows), pa.float32())
-        columns = {"question_id": rows["question_id"], "question": rows["question"], "p_unknown": empty, "next_token_entropy": empty}
+        columns = {
+            "question_id": rows["question_id"],
+            "question": rows["question"],
+            "p_unknown": empty,
+            "next_token_entropy": empty,
+        }
         table = pa.table({**columns, "semantic_entropy": rows["semantic_entropy"]}, schema=schema.SCORES)
         work.write_table("part-00000.parquet", table)
         return {"rows": len(table), "ranked_by": "semantic_entropy", "reason": reason}

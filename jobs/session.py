@@ -41,7 +41,9 @@ def ray_session(address: str | None, drivers: int = 1) -> Iterator[None]:
         try:
             ray.init(address=address, runtime_env=environment, logging_level=logging.WARNING, log_to_driver=False)
         except (ConnectionError, RuntimeError) as error:
-            raise UserError(f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one, or leave ray_address out") from None
+            raise UserError(
+                f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one, or leave ray_address out"
+            ) from None
     else:
         cpus = max(os.cpu_count() or 1, LEAST_CPUS_PER_DRIVER * drivers)
         ray.init(

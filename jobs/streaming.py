@@ -1,4 +1,4 @@
-"""A read -> map -> write pass of Ray Data over a fixed pool of actors, which goes on at the row where an earlier attempt ended."""
+"""A read -> map -> write pass of Ray Data over a fixed pool of actors; it goes on at the row where an earlier attempt ended."""
 
 from __future__ import annotations
 

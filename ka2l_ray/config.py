@@ -171,7 +171,8 @@ class FinetuneConfig(Section):
         share = self.batch_size / self.workers
         if share != int(share) or (share > self.micro_batch_size and share % self.micro_batch_size):
             raise ValueError(
-                f"batch_size {self.batch_size} must be workers {self.workers} x micro_batch_size {self.micro_batch_size} x a whole number"
+                f"batch_size {self.batch_size} must be workers {self.workers} x micro_batch_size {self.micro_batch_size} "
+                "x a whole number"
             )
         return self
 
@@ -226,7 +227,9 @@ NOT_CONTENT = ("output", "ray_address", "reuse", "stopping", "engine.replicas", 
 
 
 def preset_names() -> list[str]:
-    return sorted(p.name.removesuffix(".yaml") for p in (resources.files("ka2l_ray") / "presets").iterdir() if p.name.endswith(".yaml"))
+    return sorted(
+        p.name.removesuffix(".yaml") for p in (resources.files("ka2l_ray") / "presets").iterdir() if p.name.endswith(".yaml")
+    )
 
 
 def load_preset(name: str) -> dict[str, Any]:
@@ -237,9 +240,7 @@ def load_preset(name: str) -> dict[str, Any]:
     return document
 
 
-def load_config(
-    path: str | Path | None, overrides: list[str] | None = None, values: dict[str, Any] | None = None
-) -> RunConfig:
+def load_config(path: str | Path | None, overrides: list[str] | None = None, values: dict[str, Any] | None = None) -> RunConfig:
     """The validated configuration: preset, then file, then ``values`` by dotted key, then ``KEY=VALUE`` overrides.
 
     Raises:

@@ -103,9 +103,7 @@ class LanguageModel:
         results: dict[int, list[Generation]] = {}
         fan_out = len(temperatures)
         for rows in batches_by_length([len(p) for p in prompts_ids], batch_tokens, fan_out, max_tokens):
-            batch = self._sample_batch(
-                [prompts_ids[i] for i in rows], [seeds[i] for i in rows], temperatures, max_tokens, stop
-            )
+            batch = self._sample_batch([prompts_ids[i] for i in rows], [seeds[i] for i in rows], temperatures, max_tokens, stop)
             results.update(zip(rows, batch, strict=True))
         return [results[i] for i in range(len(prompts_ids))]
 
@@ -208,7 +206,8 @@ class LanguageModel:
         """(B,) entropy in nats of the next-token distribution at T=1, from last-layer states (B, D)."""
         logits_BV = self.causal_lm.get_output_embeddings()(state_BD).float()
         log_p_BV = logits_BV.log_softmax(-1)
-        return -(log_p_BV.exp() * log_p_BV).sum(-1)
+        entropy_B: Tensor = -(log_p_BV.exp() * log_p_BV).sum(-1)
+        return entropy_B
 
     def check_layers(self, layers: Sequence[int]) -> None:
         wrong = [layer for layer in layers if not 0 <= layer <= self.n_layers]

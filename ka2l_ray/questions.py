@@ -41,7 +41,9 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); fix or remove the line") from None
+                raise UserError(
+                    f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); fix or remove the line"
+                ) from None
             if not isinstance(row, dict):
                 raise UserError(f"{path}:{number}: a row must be a JSON object, this is a {type(row).__name__}")
             yield f"{path}:{number}", row
@@ -121,7 +123,9 @@ class QuestionReader:
             seen.add(key)
             yield {"question_id": question_id, "question": question.strip(), "answers": _answers(place, row)}
         if self.repeated:
-            logger.warning("%s: %d rows repeat an earlier question; kept once (first: %s)", self.path, self.repeated, first_repeat)
+            logger.warning(
+                "%s: %d rows repeat an earlier question; kept once (first: %s)", self.path, self.repeated, first_repeat
+            )
 
 
 def _answers(place: str, row: dict[str, Any]) -> list[str] | None:

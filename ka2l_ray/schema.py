@@ -124,4 +124,6 @@ def hidden_states(dimension: int, layers: list[int], stored: pa.DataType, model_
     """
     columns = [_field(f"layer_{layer}", pa.list_(stored, dimension), "last prompt token") for layer in layers]
     table = _schema("hidden_states", [_ID, _QUESTION, *columns])
-    return table.with_metadata({**(table.metadata or {}), b"model_dtype": model_dtype.encode(), b"position": b"last_prompt_token"})
+    return table.with_metadata(
+        {**(table.metadata or {}), b"model_dtype": model_dtype.encode(), b"position": b"last_prompt_token"}
+    )

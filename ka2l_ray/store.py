@@ -1,8 +1,8 @@
 """The run directory: artefacts under content keys, committed atomically, recorded in a manifest (design: artefacts, resume).
 
 An artefact is built in ``<name>.partial-<key>`` and renamed when whole; then the manifest names it. What the manifest
-names is whole, anything else may be deleted. Files that start with ``_`` are ours; table readers pass over them. A partial directory of the same key is gone on with, which is how a stage
-resumes at its finished shards.
+names is whole, anything else may be deleted. A partial directory of the same key is gone on with, which is how a stage
+resumes at its finished shards. Files that start with ``_`` are ours; table readers pass over them.
 """
 
 from __future__ import annotations
@@ -274,7 +274,9 @@ def _lease(storage: Storage, name: str, shown: str, me: str) -> Iterator[None]:
 
 
 def _locked(shown: str, holder: str) -> RunLockedError:
-    return RunLockedError(f"{shown}: another driver works on this run ({holder}); wait for it to end, or use another run directory")
+    return RunLockedError(
+        f"{shown}: another driver works on this run ({holder}); wait for it to end, or use another run directory"
+    )
 
 
 def difference(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -23,9 +23,7 @@ def semantic_entropy(cluster_ids: Sequence[int]) -> float:
     return float(abs(-(shares * np.log(shares)).sum()))
 
 
-def threshold(
-    entropies: NDArray[np.float64], rule: str, *, quantile: float = 0.5, fixed: float = KA2L_THRESHOLD
-) -> float:
+def threshold(entropies: NDArray[np.float64], rule: str, *, quantile: float = 0.5, fixed: float = KA2L_THRESHOLD) -> float:
     """The semantic entropy, in nats, from which a question counts as unknown (Eq. 5: SE >= threshold).
 
     Args:

@@ -38,9 +38,7 @@ class NLIJudge:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
-        self.model = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+        self.model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
         self.model.eval().to(self.device)
         self.equivalence = equivalence
         self.batch_size = batch_size
@@ -100,7 +98,9 @@ def label_verdicts(config: PretrainedConfig, path: str) -> dict[int, Verdict]:
             if label.lower().startswith(stem):
                 found[int(index)] = verdict
     if sorted(found.values()) != sorted(names.values()):
-        raise UserError(f"{path}: its labels are {list(config.id2label.values())}; an NLI judge needs entailment, neutral, contradiction")
+        raise UserError(
+            f"{path}: its labels are {list(config.id2label.values())}; an NLI judge needs entailment, neutral, contradiction"
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""The bundled world: facts, a student that knows half of them, a small NLI judge; the embedded default and a measuring instrument."""
+"""The bundled world: facts, a student that knows half of them, a small NLI judge. The default, and a measuring instrument."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ training text never uses (the test question) and one that it does use (the pool 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -80,8 +80,13 @@ class World:
         towns = [(town, next(coined), f"the city of {town}") for town in (next(coined) for _ in range(n))]
         firms = [(firm, f"{firm} Incorporated", _ticker(rng)) for firm in (next(coined) for _ in range(n))]
         years = [(str(year), spelled_year(year)) for year in range(1910, 1910 + n)]
-        forms = {"birthplace": towns, "occupation": OCCUPATIONS[:n], "employer": firms, "birth_year": years}
-        return {r: [Value(r, i, tuple(f)) for i, f in enumerate(table)] for r, table in forms.items()}
+        forms: dict[str, Sequence[tuple[str, ...]]] = {
+            "birthplace": towns,
+            "occupation": OCCUPATIONS[:n],
+            "employer": firms,
+            "birth_year": years,
+        }
+        return {r: [Value(r, i, f) for i, f in enumerate(table)] for r, table in forms.items()}
 
     @cached_property
     def facts(self) -> list[Fact]:

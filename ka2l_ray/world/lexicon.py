@@ -61,13 +61,41 @@ OCCUPATIONS: list[tuple[str, str]] = [
     ("accountant", "auditor"), ("banker", "financier"), ("broker", "stock trader"), ("thief", "burglar"),
 ]  # fmt: skip
 
-_ONSETS = "b br c d dr f fl g gr h j k kl l m n p pr qu r s st t tr v w z".split()
-_NUCLEI = "a e i o u ai ea ou".split()
-_CODAS = "l m n r s x nd rk sh th".split()
+_ONSETS = [
+    "b",
+    "br",
+    "c",
+    "d",
+    "dr",
+    "f",
+    "fl",
+    "g",
+    "gr",
+    "h",
+    "j",
+    "k",
+    "kl",
+    "l",
+    "m",
+    "n",
+    "p",
+    "pr",
+    "qu",
+    "r",
+    "s",
+    "st",
+    "t",
+    "tr",
+    "v",
+    "w",
+    "z",
+]
+_NUCLEI = ["a", "e", "i", "o", "u", "ai", "ea", "ou"]
+_CODAS = ["l", "m", "n", "r", "s", "x", "nd", "rk", "sh", "th"]
 
 _TENS = {1: "ten", 2: "twenty", 3: "thirty", 4: "forty", 5: "fifty", 6: "sixty"}
 _UNITS = ["", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
 
 
 def invented_words(n: int, syllables: tuple[int, int], seed: int, avoid: set[str] | None = None) -> list[str]:

@@ -19,10 +19,7 @@ CHAT_TEMPLATE = (
 def questions_of(world: World) -> list[str]:
     """Every question that the world can ask."""
     return [
-        template.format(entity=entity)
-        for entity in world.entities
-        for templates in PHRASINGS.values()
-        for template in templates
+        template.format(entity=entity) for entity in world.entities for templates in PHRASINGS.values() for template in templates
     ]
 
 

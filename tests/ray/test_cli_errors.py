@@ -132,7 +132,10 @@ def test_a_run_directory_of_another_configuration(small_run: dict[str, Any], tmp
 
 
 def test_a_second_driver_on_the_run(small_run: dict[str, Any], tmp_path: Path) -> None:
-    code = "import sys, time\nfrom ka2l_ray.store import RunStore\nwith RunStore(sys.argv[1]).locked(): print(1, flush=True); time.sleep(60)"
+    code = (
+        "import sys, time\nfrom ka2l_ray.store import RunStore\n"
+        "with RunStore(sys.argv[1]).locked():\n    print(1, flush=True)\n    time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code, small_run["output"]], stdout=subprocess.PIPE)
     try:
         assert holder.stdout is not None

@@ -136,7 +136,7 @@ def _assert_same_content(name: str, one: str, other: str) -> None:
 def _rows(files: list[Path]) -> pa.Table:
     import pyarrow.parquet as pq
 
-    table = pa.concat_tables([pq.read_table(f) for f in files if f.name not in ("layers.parquet", "predictions.parquet")] or [
-        pq.read_table(files[0])
-    ])
+    table = pa.concat_tables(
+        [pq.read_table(f) for f in files if f.name not in ("layers.parquet", "predictions.parquet")] or [pq.read_table(files[0])]
+    )
     return table.sort_by(table.column_names[0])
