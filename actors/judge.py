@@ -7,6 +7,7 @@ import torch
 
 from ka2l_ray import schema
 from ka2l_ray.config import EntropyConfig
+from ka2l_ray.seeds import derive_seed
 from ka2l_ray.semantics.clustering import cluster
 from ka2l_ray.semantics.judges import make_judge
 from ka2l_ray.world import bundled_path
@@ -19,10 +20,14 @@ class ClusterBatch:
         torch.set_num_threads(1)
         self.judge = make_judge(config.judge, bundled_path(config.nli_model), config.equivalence, config.batch_size)
         self.policy = config.policy
+        self.audit = config.audit
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         questions = batch["question"].to_pylist()
-        clusterings = cluster(questions, batch["generations"].to_pylist(), self.judge, self.policy)
+        generations = batch["generations"].to_pylist()
+        point = [derive_seed("audit", question_id) / 2**64 for question_id in batch["question_id"].to_pylist()]
+        audited = [i for i, p in enumerate(point) if p < self.audit]
+        clusterings = cluster(questions, generations, self.judge, self.policy, audited)
         columns = {
             "question_id": batch["question_id"],
             "question": batch["question"],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,10 +25,21 @@ Overrides = Annotated[list[str] | None, typer.Option("-o", "--override", help="A
 Seed = Annotated[int, typer.Option("--seed", help="All randomness derives from it.")]
 
 
+@dataclass
+class Stage:
+    """What a stage command works with."""
+
+    config: RunConfig
+    store: Any
+    inputs: Any
+    engines: Any
+
+
 @contextmanager
-def stage(out: str, overrides: list[str] | None, **values: Any) -> Iterator[tuple[RunConfig, Any, Any]]:
-    """(configuration, store, inputs) of one stage on a Ray cluster; errors become one line and an exit code."""
+def stage(out: str, overrides: list[str] | None, values: dict[str, Any], *, on_ray: bool = True) -> Iterator[Stage]:
+    """Configuration, output and inputs of one stage, on a Ray cluster if it needs one; errors become a line and an exit code."""
     with reported():
+        from ka2l_ray.actors.language_model import Engines
         from ka2l_ray.jobs.inputs import Inputs
         from ka2l_ray.jobs.session import ray_session
         from ka2l_ray.store import StageDirectory
@@ -36,11 +48,13 @@ def stage(out: str, overrides: list[str] | None, **values: Any) -> Iterator[tupl
         config = load_config(None, overrides, {key: value for key, value in given.items() if value is not None})
         target = Path(out).absolute()
         inputs = target.parent / f".{target.name}.inputs"
-        try:
-            with ray_session(config.ray_address):
-                yield config, StageDirectory(str(target)), Inputs(str(inputs))
-        finally:
-            shutil.rmtree(inputs, ignore_errors=True)
+        with ray_session(config.ray_address) if on_ray else nullcontext():
+            engines = Engines(config.engine)
+            try:
+                yield Stage(config, StageDirectory(str(target)), Inputs(str(inputs)), engines)
+            finally:
+                engines.release()
+                shutil.rmtree(inputs, ignore_errors=True)
 
 
 def _say(artefact: Any) -> None:
@@ -61,24 +75,22 @@ def sample(
 ) -> None:
     """Sample answers: id, question -> the samples table (generations, token ids and log-probabilities, greedy)."""
     values = {"model.path": model, "sampling.k": k, "sampling.temperature": temperature, "engine.name": engine, "seed": seed}
-    with stage(out, override, **values) as (config, store, inputs):
-        from ka2l_ray.actors.language_model import Engines
+    with stage(out, override, values) as at:
         from ka2l_ray.jobs.inputs import external_model
         from ka2l_ray.jobs.sample import sample as run_stage
 
-        engines = Engines(config.engine)
-        asked = inputs.questions(questions)
-        lm = external_model(model, adapter, config.model, config.prompt)
+        asked = at.inputs.questions(questions)
+        lm = external_model(model, adapter, at.config.model, at.config.prompt)
         _say(
             run_stage(
-                store,
+                at.store,
                 "samples",
                 questions=asked,
                 model=lm,
-                sampling=config.sampling,
-                engine=config.engine,
-                seed=(config.seed, 0),
-                engines=engines,
+                sampling=at.config.sampling,
+                engine=at.config.engine,
+                seed=(at.config.seed, 0),
+                engines=at.engines,
             )
         )
 
@@ -93,20 +105,19 @@ def hidden_states(
 ) -> None:
     """States of the last prompt token: id, question -> one column a layer (layer_0, layer_1, ...)."""
     wanted = "all" if layers == "all" else [int(layer) if layer.strip().isdigit() else layer for layer in layers.split(",")]
-    with stage(out, override, **{"model.path": model, "probe.layers": wanted}) as (config, store, inputs):
-        from ka2l_ray.actors.language_model import Engines
+    with stage(out, override, {"model.path": model, "probe.layers": wanted}) as at:
         from ka2l_ray.jobs.hidden_states import hidden_states as run_stage
         from ka2l_ray.jobs.inputs import external_model
 
         _say(
             run_stage(
-                store,
+                at.store,
                 "hidden_states",
-                questions=inputs.questions(questions),
-                model=external_model(model, adapter, config.model, config.prompt),
-                layers=config.probe.layers,
-                engine=config.engine,
-                engines=Engines(config.engine),
+                questions=at.inputs.questions(questions),
+                model=external_model(model, adapter, at.config.model, at.config.prompt),
+                layers=at.config.probe.layers,
+                engine=at.config.engine,
+                engines=at.engines,
             )
         )
 
@@ -122,11 +133,11 @@ def entropy(
 ) -> None:
     """Semantic entropy: id, question, generations -> id, semantic_entropy (nats), cluster_ids, label (1 unknown)."""
     values = {"entropy.judge": judge, "entropy.nli_model": nli_model, "entropy.policy": policy, "entropy.rule": rule}
-    with stage(out, override, **values) as (config, store, inputs):
+    with stage(out, override, values) as at:
         from ka2l_ray.jobs.entropy import entropy as run_stage
 
-        gpus = 1.0 if config.engine.gpus else 0.0
-        _say(run_stage(store, "entropy", samples=inputs.samples(samples), config=config.entropy, gpus=gpus))
+        gpus = 1.0 if at.config.engine.gpus else 0.0
+        _say(run_stage(at.store, "entropy", samples=at.inputs.samples(samples), config=at.config.entropy, gpus=gpus))
 
 
 def probe(
@@ -138,18 +149,18 @@ def probe(
     override: Overrides = None,
 ) -> None:
     """Fit one probe a layer, choose the layer on validation: -> probe.safetensors, layers.parquet, predictions.parquet."""
-    with stage(out, override, **{"probe.kind": kind, "seed": seed}) as (config, store, inputs):
+    with stage(out, override, {"probe.kind": kind, "seed": seed}) as at:
         from ka2l_ray.errors import UserError
         from ka2l_ray.jobs.probe import probe as run_stage
 
         done = run_stage(
-            store,
+            at.store,
             "probe",
-            hidden_states=inputs.table(hidden_states),
-            entropy=inputs.table(entropy),
-            config=config.probe,
-            seed=config.seed,
-            use_gpu=config.engine.gpus > 0,
+            hidden_states=at.inputs.table(hidden_states),
+            entropy=at.inputs.table(entropy),
+            config=at.config.probe,
+            seed=at.config.seed,
+            use_gpu=at.config.engine.gpus > 0,
         )
         if not done.facts["fitted"]:
             raise UserError(f"probe: {done.facts['reason']}")
@@ -166,24 +177,24 @@ def score(
     override: Overrides = None,
 ) -> None:
     """Score a pool: id, question -> id, p_unknown (and next_token_entropy, nats)."""
-    with stage(out, override, **{"model.path": model}) as (config, store, inputs):
+    with stage(out, override, {"model.path": model}) as at:
         from ka2l_ray.errors import UserError
         from ka2l_ray.jobs.inputs import external_model
         from ka2l_ray.jobs.score import score as run_stage
 
-        fitted = inputs.table(probe) if probe else None
+        fitted = at.inputs.table(probe) if probe else None
         if fitted is not None and not fitted.storage.exists("probe.safetensors"):
             raise UserError(f"{probe}: no probe there (probe.safetensors is missing); give a directory that ka2l probe wrote")
         _say(
             run_stage(
-                store,
+                at.store,
                 "scores",
-                questions=inputs.questions(questions),
+                questions=at.inputs.questions(questions),
                 exclude=frozenset(),
-                model=external_model(model, adapter, config.model, config.prompt),
+                model=external_model(model, adapter, at.config.model, at.config.prompt),
                 probe=fitted,
                 next_token_entropy=next_token_entropy,
-                engine=config.engine,
+                engine=at.config.engine,
             )
         )
 
@@ -201,30 +212,22 @@ def select(
 ) -> None:
     """Choose what to label: id, p_unknown, ... -> id, acquisition, rank."""
     values = {"selection.strategy": strategy, "selection.budget": budget, "seed": seed}
-    with reported():
-        from ka2l_ray.jobs.inputs import Inputs
+    with stage(out, override, values, on_ray=False) as at:
         from ka2l_ray.jobs.select import select as run_stage
         from ka2l_ray.questions import read_rows, row_id
-        from ka2l_ray.store import StageDirectory
 
-        config = load_config(None, override, {"model.path": "-", "pool.questions": "-", **values})
-        target = Path(out).absolute()
-        inputs_directory = target.parent / f".{target.name}.inputs"
         spent = frozenset(row_id(place, row) for place, row in read_rows(labelled)) if labelled else frozenset()
-        try:
-            _say(
-                run_stage(
-                    StageDirectory(str(target)),
-                    "selection",
-                    scores=Inputs(str(inputs_directory)).scores(scores),
-                    strategy=config.selection.strategy,
-                    budget=config.selection.budget,
-                    labelled=spent,
-                    seed=(config.seed, 0),
-                )
+        _say(
+            run_stage(
+                at.store,
+                "selection",
+                scores=at.inputs.scores(scores),
+                strategy=at.config.selection.strategy,
+                budget=at.config.selection.budget,
+                labelled=spent,
+                seed=(at.config.seed, 0),
             )
-        finally:
-            shutil.rmtree(inputs_directory, ignore_errors=True)
+        )
 
 
 def annotate(
@@ -236,20 +239,11 @@ def annotate(
     ] = None,
 ) -> None:
     """Label questions: id, question [, answers] -> id, question, target, answers."""
-    with reported():
+    with stage(out, None, {"annotation.source": source}, on_ray=False) as at:
         from ka2l_ray.jobs.annotate import annotate as run_stage
-        from ka2l_ray.jobs.inputs import Inputs
-        from ka2l_ray.store import StageDirectory
 
-        load_config(None, None, {"model.path": "-", "pool.questions": "-", "annotation.source": source})
-        target = Path(out).absolute()
-        inputs_directory = target.parent / f".{target.name}.inputs"
-        try:
-            asked = Inputs(str(inputs_directory)).questions(questions)
-            labels = Inputs(str(inputs_directory / "answers")).questions(answers) if answers else asked
-            _say(run_stage(StageDirectory(str(target)), "annotations", selection=asked, answers=labels))
-        finally:
-            shutil.rmtree(inputs_directory, ignore_errors=True)
+        labels = at.inputs.answers(answers) if answers else at.inputs.questions(questions)
+        _say(run_stage(at.store, "annotations", selection=at.inputs.questions(questions), answers=labels))
 
 
 def finetune(
@@ -261,19 +255,19 @@ def finetune(
     override: Overrides = None,
 ) -> None:
     """Train a LoRA adapter: id, question, target -> adapter_model.safetensors, adapter_config.json, training.json."""
-    with stage(out, override, **{"model.path": model, "seed": seed}) as (config, store, inputs):
+    with stage(out, override, {"model.path": model, "seed": seed}) as at:
         from ka2l_ray.jobs.finetune import finetune as run_stage
         from ka2l_ray.jobs.inputs import external_model
 
         _say(
             run_stage(
-                store,
+                at.store,
                 "adapter",
-                annotations=[inputs.annotations(annotations)],
-                model=external_model(model, adapter, config.model, config.prompt),
-                config=config.finetune,
-                seed=config.seed,
-                use_gpu=config.engine.gpus > 0,
+                annotations=[at.inputs.annotations(annotations)],
+                model=external_model(model, adapter, at.config.model, at.config.prompt),
+                config=at.config.finetune,
+                seed=at.config.seed,
+                use_gpu=at.config.engine.gpus > 0,
             )
         )
 
@@ -288,23 +282,22 @@ def evaluate(
     override: Overrides = None,
 ) -> None:
     """Evaluate: id, question, answers -> prediction, exact_match, token_f1, rouge_l, bleu, meteor, known_before."""
-    with stage(out, override, **{"model.path": model, "seed": seed}) as (config, store, inputs):
-        from ka2l_ray.actors.language_model import Engines
+    with stage(out, override, {"model.path": model, "seed": seed}) as at:
         from ka2l_ray.jobs.evaluate import evaluate as run_stage
         from ka2l_ray.jobs.inputs import external_model
 
         _say(
             run_stage(
-                store,
+                at.store,
                 "evaluation",
-                test=inputs.questions(test),
-                model=external_model(model, adapter, config.model, config.prompt),
-                sampling=config.sampling,
-                config=config.evaluation,
-                engine=config.engine,
-                seed=(config.seed,),
-                engines=Engines(config.engine),
-                before=inputs.table(before) if before else None,
+                test=at.inputs.questions(test),
+                model=external_model(model, adapter, at.config.model, at.config.prompt),
+                sampling=at.config.sampling,
+                config=at.config.evaluation,
+                engine=at.config.engine,
+                seed=(at.config.seed,),
+                engines=at.engines,
+                before=at.inputs.table(before) if before else None,
             )
         )
 

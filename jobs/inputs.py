@@ -31,6 +31,10 @@ class Inputs:
         """A questions table; a table with other columns (scores, a selection) serves too."""
         return self._committed(path) or questions(StageDirectory(f"{self.directory}/questions"), "", path=path)
 
+    def answers(self, path: str) -> Artefact:
+        """A questions table that brings the labels."""
+        return self._committed(path) or questions(StageDirectory(f"{self.directory}/answers"), "", path=path)
+
     def samples(self, path: str) -> Artefact:
         """id, question, generations."""
         return self._committed(path) or self._import(path, "samples", _sampled, SAMPLED)

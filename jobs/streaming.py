@@ -46,6 +46,6 @@ def map_rows(
             num_cpus=cpus,
             num_gpus=gpus,
         )
-        mapped.write_parquet(target.url())
+        mapped.write_parquet(target.url(), compression="zstd")
     finally:
         context.checkpoint_config = before

@@ -95,6 +95,8 @@ class EntropyConfig(Section):
     """For ``quantile``: share of questions below the threshold."""
     threshold: float = Field(0.5, ge=0)
     """For ``fixed``: nats."""
+    audit: float = Field(0.02, ge=0, le=1)
+    """Share of questions of which every pair of answers is judged, to count non-transitive triples."""
     replicas: int = Field(1, ge=1)
     """Judge actors."""
     batch_size: int = Field(64, ge=1)
@@ -209,17 +211,29 @@ class RunConfig(Section):
     reuse: list[str] = []
     """Other run directories whose artefacts are taken over where the content key is equal."""
     model: ModelConfig
+    """The language model that learns."""
     prompt: PromptConfig = PromptConfig()
+    """How a question is put to it."""
     pool: PoolConfig
+    """The questions."""
     sampling: SamplingConfig = SamplingConfig()
+    """How answers are drawn."""
     engine: EngineConfig = EngineConfig()
+    """What the language model runs on."""
     entropy: EntropyConfig = EntropyConfig()
+    """Meaning, semantic entropy, known and unknown."""
     probe: ProbeConfig = ProbeConfig()
+    """The classifier of known and unknown on hidden states."""
     selection: SelectionConfig = SelectionConfig()
+    """Which questions are labelled."""
     annotation: AnnotationConfig = AnnotationConfig()
+    """Where labels come from."""
     finetune: FinetuneConfig = FinetuneConfig()
+    """LoRA fine-tuning."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """Figures on the test set."""
     stopping: StoppingConfig = StoppingConfig()
+    """When the run ends."""
 
 
 # Sections and keys that say where and how long a run goes, not what it computes: they may differ when a run goes on.

@@ -5,6 +5,7 @@ Every metric is the best over the aliases, except BLEU, which takes them as its 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,6 +126,13 @@ def _f1(predicted: list[str], wanted: list[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+class _Words:
+    """Lower-case words of any script; rouge_score's own tokenizer knows a to z only."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(r"\w+", text.lower())
+
+
 @cache
 def _rouge() -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], tokenizer=_Words())

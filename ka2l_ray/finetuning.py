@@ -107,6 +107,9 @@ def learning_rate(step: int, steps: int, config: FinetuneConfig) -> float:
 
 def add_lora(causal_lm: Any, config: FinetuneConfig, *, seed: int, start_adapter: str | None = None) -> PeftModel:
     """LoRA on all linear layers: fresh (A random by ``seed``, B zero), or going on from ``start_adapter``."""
+    if config.gradient_checkpointing:
+        causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+        causal_lm.enable_input_require_grads()
     if start_adapter is not None:
         return PeftModel.from_pretrained(causal_lm, start_adapter, is_trainable=True)
     lora = LoraConfig(
@@ -120,9 +123,6 @@ def add_lora(causal_lm: Any, config: FinetuneConfig, *, seed: int, start_adapter
     torch.manual_seed(seed)
     model = get_peft_model(causal_lm, lora)
     assert isinstance(model, PeftModel)
-    if config.gradient_checkpointing:
-        causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-        causal_lm.enable_input_require_grads()
     return model
 
 

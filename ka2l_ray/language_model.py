@@ -51,7 +51,7 @@ class LanguageModel:
         source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         self.tokenizer = AutoTokenizer.from_pretrained(path, **source)
         dtype = model_dtype(config.dtype, self.device)
-        self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **source)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **source)
         if adapter is not None:
             from peft import PeftModel
 
@@ -264,7 +264,8 @@ class _Answer:
 
     def _tail(self) -> str:
         """The last few tokens' text: enough to hold the longest stop text."""
-        return self._decode(self.token_ids[-max(map(len, self.stop)) - 1 :])
+        bytes_at_most = 4 * max(map(len, self.stop))  # a token is a byte at least, a character four at most
+        return self._decode(self.token_ids[-bytes_at_most - 1 :])
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
@@ -308,12 +309,16 @@ def check_is_model(config: ModelConfig) -> None:
     """Raise a UserError unless ``config.path`` names a causal language model, without loading its weights."""
     path = bundled_path(config.path)
     try:
-        AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        found = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, HFValidationError, json.JSONDecodeError) as error:
         raise UserError(
             f"{config.path}: no model there ({str(error).splitlines()[0]}); "
             "give a directory with config.json and weights, or a hub name"
         ) from None
+    if type(found) not in AutoModelForCausalLM._model_mapping and not config.trust_remote_code:
+        raise UserError(f"{config.path}: a {found.model_type} model is no causal language model; give one that generates text")
+    if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")):
+        raise UserError(f"{config.path}: config.json is there, but no weights (*.safetensors); give a complete model directory")
 
 
 @cache

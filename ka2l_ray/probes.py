@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
@@ -206,5 +207,8 @@ def probe_from_bytes(data: bytes, where: str) -> tuple[nn.Module, ProbeCard]:
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{where}: not a probe; give the directory that ka2l probe wrote") from None
     probe = make_probe(card.kind, card.dimension, card.hidden_width)
-    probe.load_state_dict(load(data))
+    try:
+        probe.load_state_dict(load(data))
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"{where}: the probe is damaged ({str(error).splitlines()[0]}); fit it again") from None
     return probe.eval(), card

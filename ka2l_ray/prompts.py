@@ -42,16 +42,20 @@ class Prompter:
 
     def encode_answer(self, question: str, answer: str) -> list[int]:
         """Token ids that follow the prompt when the model answers ``answer``, end token included."""
+        start = self.prompt(question)
+        whole = f"{start} {answer}"
         if self.uses_chat_template:
             messages = [*self._messages(question), {"role": "assistant", "content": answer}]
-            whole: str = self.tokenizer.apply_chat_template(messages, tokenize=False)
-            start = self.prompt(question)
+            whole = self.tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n")
             if not whole.startswith(start):
                 raise ValueError("the chat template rewrites the prompt when an answer follows; set prompt.chat_template: never")
-            return list(self.tokenizer.encode(whole[len(start) :].rstrip("\n"), add_special_tokens=False))
-        ids = list(self.tokenizer.encode(f" {answer}", add_special_tokens=False))
-        end = self.tokenizer.eos_token_id
-        return ids if ids and ids[-1] == end else [*ids, end]
+        start_ids, whole_ids = self.encode(start), self.encode(whole)
+        if whole_ids[: len(start_ids)] == start_ids:
+            ids = whole_ids[len(start_ids) :]
+        else:  # prompt and answer share a token; sampled answers begin after the prompt's own tokens
+            ids = list(self.tokenizer.encode(whole[len(start) :], add_special_tokens=False))
+        closed = bool(ids) and ids[-1] in self.tokenizer.all_special_ids
+        return ids if closed else [*ids, self.tokenizer.eos_token_id]
 
     def _messages(self, question: str) -> list[dict[str, Any]]:
         messages = [{"role": "system", "content": self.config.instruction}] if self.config.instruction else []

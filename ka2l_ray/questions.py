@@ -34,12 +34,16 @@ def normalize_question(text: str) -> str:
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, row) of each non-empty line; the place is ``file:line``."""
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}:{number}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
+                ) from None
             except json.JSONDecodeError as error:
                 raise UserError(
                     f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); fix or remove the line"

@@ -66,6 +66,7 @@ class StageDirectory:
 
     def compute(self, name: str, inputs: dict[str, Any], build: Build) -> Artefact:
         """As ``RunStore.compute``; a directory that ka2l did not write is refused, not overwritten."""
+        inputs = {"schema_version": SCHEMA_VERSION, **inputs}
         parent, last = _split_url(self.out)
         storage = Storage(parent)
         found = _committed(storage, last)
@@ -104,10 +105,16 @@ class RunStore:
         Raises:
             RunMismatchError: the artefact is there under another key; the message names what differs.
         """
+        inputs = {"schema_version": SCHEMA_VERSION, **inputs}
         found = self.manifest.get(name)
         if found is not None:
             self.kept.append(name)
             return _unchanged(found, inputs)
+        whole = _committed(self.storage, name)
+        if whole is not None and whole.key == content_key(inputs):  # killed between the rename and the manifest
+            self._record(whole)
+            self.kept.append(name)
+            return whole
         lent = self._find_elsewhere(name, content_key(inputs))
         if lent is not None:
             self._record(lent)
@@ -157,7 +164,8 @@ class RunStore:
 
 
 def content_key(inputs: dict[str, Any]) -> str:
-    return digest({"schema_version": SCHEMA_VERSION, **inputs})
+    """Hash of all that decides an artefact's content."""
+    return digest(inputs)
 
 
 def committed_artefact(url: str) -> Artefact | None:
@@ -175,6 +183,7 @@ def _build(storage: Storage, name: str, inputs: dict[str, Any], build: Build) ->
     work.delete("_scratch")
     work.write_bytes(ARTEFACT_FILE, json.dumps(asdict(artefact), indent=1).encode() + b"\n")
     if storage.local:
+        storage.delete(name)  # not in the manifest: what another configuration left
         storage.rename_into(work, name)
     return artefact
 
@@ -219,6 +228,8 @@ def _work_directory(storage: Storage, name: str, key: str) -> Storage:
 
 def _split_url(url: str) -> tuple[str, str]:
     parent, _, last = url.rstrip("/").rpartition("/")
+    if parent.endswith(":/"):  # memory://name: the root of its filesystem
+        return f"{parent}/", last
     return (parent or ("/" if url.startswith("/") else ".")), last
 
 
@@ -258,12 +269,14 @@ def _lease(storage: Storage, name: str, shown: str, me: str) -> Iterator[None]:
     done = threading.Event()
 
     def renew() -> None:
-        while True:
-            storage.write_bytes(name, json.dumps({"holder": me, "time": time.time()}).encode())
-            if done.wait(LEASE_SECONDS / 4):
-                return
+        storage.write_bytes(name, json.dumps({"holder": me, "time": time.time()}).encode())
 
-    thread = threading.Thread(target=renew, daemon=True)
+    def keep_renewing() -> None:
+        while not done.wait(LEASE_SECONDS / 4):
+            renew()
+
+    renew()
+    thread = threading.Thread(target=keep_renewing, daemon=True)
     thread.start()
     try:
         yield

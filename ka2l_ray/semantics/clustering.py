@@ -11,7 +11,7 @@ Verdicts need not be transitive, so the order of comparison has a name:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, Protocol
@@ -43,7 +43,11 @@ class Clustering:
 
 
 def cluster(
-    questions: Sequence[str], generations: Sequence[Sequence[str]], judge: EquivalenceJudge, policy: Policy
+    questions: Sequence[str],
+    generations: Sequence[Sequence[str]],
+    judge: EquivalenceJudge,
+    policy: Policy,
+    audited: Collection[int] = (),
 ) -> list[Clustering]:
     """Clusters the answers of each question; verdicts are asked for in waves over all questions, so that they batch.
 
@@ -52,6 +56,8 @@ def cluster(
         generations: (n, k) answers, k >= 1, k may differ by question.
         judge: asked once for each unordered pair of distinct texts that is compared.
         policy: what to do where verdicts are not transitive.
+        audited: questions of which every pair of texts is judged, to count the triples that are not transitive:
+            clustering alone never asks for all three sides of one.
     """
     walks = [_assign([text.strip() for text in answers], policy) for answers in generations]
     verdicts: list[dict[Pair, bool]] = [{} for _ in walks]
@@ -63,8 +69,8 @@ def cluster(
         """Go on with question i until it needs a verdict that is not known yet."""
         try:
             pair = next(walks[i]) if verdict is None else walks[i].send(verdict)
-            while pair in verdicts[i]:
-                pair = walks[i].send(verdicts[i][pair])
+            while _unordered(pair) in verdicts[i]:
+                pair = walks[i].send(verdicts[i][_unordered(pair)])
             waiting[i] = pair
         except StopIteration as done:
             assigned[i] = done.value
@@ -76,9 +82,14 @@ def cluster(
         waiting.clear()
         answers, used = judge.equivalent([questions[i] for i, _ in asked], [pair for _, pair in asked])
         for (i, pair), verdict, count in zip(asked, answers, used, strict=True):
-            verdicts[i][pair] = verdict
+            verdicts[i][_unordered(pair)] = verdict
             calls[i] += count
             advance(i, verdict)
+    open_pairs = [(i, pair) for i in audited for pair in _pairs(generations[i]) if pair not in verdicts[i]]
+    answers, used = judge.equivalent([questions[i] for i, _ in open_pairs], [pair for _, pair in open_pairs])
+    for (i, pair), verdict, count in zip(open_pairs, answers, used, strict=True):
+        verdicts[i][pair] = verdict
+        calls[i] += count
 
     results = []
     for i, answers_i in enumerate(generations):
@@ -88,6 +99,14 @@ def cluster(
         majority = majority_answer([text.strip() for text in answers_i], ids)
         results.append(Clustering(ids, semantic_entropy(ids), majority, calls[i], triples, broken))
     return results
+
+
+def _unordered(pair: Pair) -> Pair:
+    return pair if pair[0] <= pair[1] else (pair[1], pair[0])
+
+
+def _pairs(answers: Sequence[str]) -> list[Pair]:
+    return list(combinations(sorted({text.strip() for text in answers}), 2))
 
 
 def _assign(answers: list[str], policy: Policy) -> Generator[Pair, bool, list[int]]:

@@ -36,7 +36,8 @@ class NLIJudge:
         config = load_nli_config(path, trust_remote_code)
         self.verdict_of = label_verdicts(config, path)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, truncation_side="left")
+        self.max_length = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512))
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
         self.model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
         self.model.eval().to(self.device)
@@ -64,13 +65,18 @@ class NLIJudge:
 
     @torch.inference_mode()
     def verdicts(self, premises: Sequence[str], hypotheses: Sequence[str]) -> list[Verdict]:
-        """Verdict of each (premise, hypothesis), in batches of similar length."""
+        """Verdict of each (premise, hypothesis), in batches of similar length. What is too long loses its beginning."""
         order = sorted(range(len(premises)), key=lambda i: len(premises[i]) + len(hypotheses[i]))
         verdicts: dict[int, Verdict] = {}
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             batch = self.tokenizer(
-                [premises[i] for i in rows], [hypotheses[i] for i in rows], padding=True, truncation=True, return_tensors="pt"
+                [premises[i] for i in rows],
+                [hypotheses[i] for i in rows],
+                padding=True,
+                truncation=True,
+                max_length=self.max_length,
+                return_tensors="pt",
             )
             label_ids = self.model(**batch.to(self.device)).logits.argmax(dim=-1).tolist()
             verdicts.update({i: self.verdict_of[label] for i, label in zip(rows, label_ids, strict=True)})

@@ -73,7 +73,12 @@ def tiny_llama(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.Temp
     """A two-block Llama with random weights and the student's tokenizer, saved."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.3, **_sizes(tokenizer)
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.3,
+        **_sizes(tokenizer),
     )
     return _save(LlamaForCausalLM(config), tokenizer, tmp_path_factory.mktemp("llama"))
 

@@ -21,9 +21,7 @@ NEEDS = {**RANKING, "ka2l_draw": "p_unknown"}
 NAMES = [*NEEDS, "random"]
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"), [("ka2l", [5, 1, 3]), ("entropy", [0, 2, 4]), ("semantic_entropy", [2, 4, 5])]
-)
+@pytest.mark.parametrize(("name", "expected"), [("ka2l", [5, 1, 3]), ("entropy", [0, 2, 4]), ("semantic_entropy", [2, 4, 5])])
 def test_ranking_strategies_take_the_highest_in_order(name: str, expected: list[int]) -> None:
     indices, scores = select(name, COLUMNS, 3, generator(0))
     assert indices.tolist() == expected
@@ -60,8 +58,7 @@ def test_ties_are_broken_at_random_but_by_the_seed() -> None:
 
 
 def test_random_is_a_uniform_draw_without_a_score() -> None:
-    indices, scores = select("random", COLUMNS, 3, generator(0))
-    assert np.isnan(scores).all()
+    assert np.isnan(select("random", COLUMNS, 3, generator(0))[1]).all()
     times = np.bincount(np.concatenate([select("random", COLUMNS, 3, generator(seed))[0] for seed in range(400)]), minlength=6)
     assert times.sum() == 1200
     assert times.min() > 160  # expected 200, standard deviation 10
@@ -87,12 +84,12 @@ def test_ka2l_draw_fills_up_with_the_likeliest_of_the_rest() -> None:
 
 def test_a_budget_beyond_the_pool_is_refused() -> None:
     for name in NAMES:
-        with pytest.raises(UserError, match="the budget is 7 labels, the unlabelled pool has 6 questions; lower selection.budget"):
+        with pytest.raises(UserError, match="budget is 7 labels, the unlabelled pool has 6 questions; lower"):
             select(name, COLUMNS, 7, generator(0))
 
 
 def test_an_unknown_strategy_names_those_there_are() -> None:
-    with pytest.raises(UserError, match="no strategy 'kal2'; there are: .*ka2l, .*random"):
+    with pytest.raises(UserError, match=r"no strategy 'kal2'; there are: .*ka2l, .*random"):
         strategy("kal2")
     with pytest.raises(UserError, match="no strategy 'kal2'"):
         select("kal2", COLUMNS, 1, generator(0))

@@ -108,7 +108,9 @@ def test_semantic_entropy_and_majority_are_those_of_the_clusters(answers: list[s
 
 
 @given(st.lists(answer_lists, min_size=1, max_size=4), relations, st.sampled_from(["founder_last", "founder_first"]))
-def test_equal_texts_are_never_put_to_the_judge_and_no_pair_twice(generations: list[list[str]], relation: list[str], policy) -> None:
+def test_equal_texts_are_never_put_to_the_judge_and_no_pair_twice(
+    generations: list[list[str]], relation: list[str], policy
+) -> None:
     judge = RelationJudge(*relation)
     questions = [f"Q{i}?" for i in range(len(generations))]
     results = cluster(questions, generations, judge, policy)
@@ -117,7 +119,6 @@ def test_equal_texts_are_never_put_to_the_judge_and_no_pair_twice(generations: l
     assert [r.judge_calls for r in results] == [sum(q == question for q, _ in judge.asked) for question in questions]
 
 
-@pytest.mark.xfail(strict=True, reason="clustering.py: verdicts are kept by ordered pair, so A, B, A asks (A, B) and then (B, A)")
 @given(answer_lists, relations, st.sampled_from(["founder_last", "founder_first"]))
 def test_a_pair_is_put_to_the_judge_in_one_order_only(answers: list[str], relation: list[str], policy) -> None:
     judge = RelationJudge(*relation)
@@ -196,10 +197,9 @@ def test_transitivity_over_all_pairs_is_that_of_the_relation(relation: list[str]
     assert transitivity({(b, a): judge.says(a, b) for a, b in combinations(TEXTS, 2)}) == (len(triples), broken)
 
 
-@pytest.mark.xfail(strict=True, reason="clustering.py: the walk never asks all three sides of a broken triple, so the count is always 0")
 @pytest.mark.parametrize("policy", ["founder_last", "founder_first"])
 def test_a_judge_that_is_not_transitive_is_found_out(policy) -> None:
     """Design section 4: report the share of non-transitive triples seen."""
     orders = ["ABC", "ACB", "BAC", "BCA", "CAB", "CBA"]
-    results = cluster(["Q?"] * 6, [list(order) for order in orders], RelationJudge("AB", "BC"), policy)
+    results = cluster(["Q?"] * 6, [list(order) for order in orders], RelationJudge("AB", "BC"), policy, audited=range(6))
     assert sum(result.non_transitive_triples for result in results) > 0

@@ -92,7 +92,9 @@ def test_threshold_two_means_is_the_best_of_all_splits(kind: str) -> None:
         best = min(within_groups(entropies[entropies < at]) + within_groups(entropies[entropies >= at]) for at in splits)
         at = threshold(entropies, "two_means")
         assert min(entropies) < at < max(entropies)
-        assert within_groups(entropies[entropies < at]) + within_groups(entropies[entropies >= at]) == pytest.approx(best, abs=1e-12)
+        assert within_groups(entropies[entropies < at]) + within_groups(entropies[entropies >= at]) == pytest.approx(
+            best, abs=1e-12
+        )
 
 
 def test_threshold_two_means_of_one_value_calls_all_known() -> None:
@@ -115,7 +117,9 @@ def test_threshold_quantile_is_the_least_value_with_that_share_below(quantile: f
 
 
 @given(st.lists(st.sampled_from(SE_OF_TEN), min_size=1, max_size=40), st.floats(0.01, 0.99))
-def test_threshold_quantile_leaves_at_least_that_share_known_and_no_more_than_needed(values: list[float], quantile: float) -> None:
+def test_threshold_quantile_leaves_at_least_that_share_known_and_no_more_than_needed(
+    values: list[float], quantile: float
+) -> None:
     entropies = np.array(values)
     known = labels(entropies, threshold(entropies, "quantile", quantile=quantile)) == 0
     assert known.mean() >= quantile - 1e-12
@@ -128,7 +132,7 @@ def test_threshold_fixed_is_what_was_given() -> None:
 
 
 def test_an_unknown_rule_names_the_rules() -> None:
-    with pytest.raises(ValueError, match="no threshold rule 'mean'.*ka2l, two_means, quantile, fixed"):
+    with pytest.raises(ValueError, match=r"no threshold rule 'mean'.*ka2l, two_means, quantile, fixed"):
         threshold(np.array([0.0]), "mean")
 
 
@@ -141,5 +145,7 @@ def test_labels_at_the_threshold_are_unknown() -> None:
 
 
 def test_of_ten_answers_one_stray_is_known_and_two_alike_strays_are_not() -> None:
-    entropies = np.array([semantic_entropy([0] * 9 + [1]), semantic_entropy([0] * 8 + [1] * 2), semantic_entropy([0] * 8 + [1, 2])])
+    entropies = np.array(
+        [semantic_entropy([0] * 9 + [1]), semantic_entropy([0] * 8 + [1] * 2), semantic_entropy([0] * 8 + [1, 2])]
+    )
     assert labels(entropies, threshold(entropies, "ka2l")).tolist() == [0, 1, 1]

@@ -74,7 +74,6 @@ def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(prediction: 
     assert rouge_l(prediction, answers) == pytest.approx(expected)
 
 
-@pytest.mark.xfail(strict=True, reason="evaluation.py rouge_l: rouge_score's tokenizer keeps a-z and 0-9 only, other scripts score 0")
 def test_rouge_l_of_equal_answers_is_1_in_any_script() -> None:
     assert rouge_l("東京", ["東京"]) == 1.0
 
@@ -99,8 +98,8 @@ def test_corpus_bleu_of_equal_answers_is_100() -> None:
 
 
 def test_corpus_bleu_does_not_mind_how_many_aliases_a_row_has() -> None:
-    predictions = ["the old city of Quast", "a very good medical doctor"]
-    ragged = [["the city of Quast"], ["a good medical doctor", "a physician", "a very good doctor"]]
+    predictions = ["the old city", "a very good medical doctor"]  # the first is shorter than its reference: brevity counts
+    ragged = [["the old city of Quast"], ["a good medical doctor", "a physician", "a very good doctor"]]
     square = [ragged[0] * 3, ragged[1]]  # an alias said thrice says no more than once
     assert 0 < corpus_bleu(predictions, ragged) < 100
     assert corpus_bleu(predictions, ragged) == pytest.approx(corpus_bleu(predictions, square))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,9 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("architecture", ["tiny_llama", "tiny_gpt2", "tiny_mistral"])
-def test_loss_and_gradient_are_transformers_own(architecture: str, request: pytest.FixtureRequest, rows: list[TrainingRow]) -> None:
+def test_loss_and_gradient_are_transformers_own(
+    architecture: str, request: pytest.FixtureRequest, rows: list[TrainingRow]
+) -> None:
     model = adapted(request.getfixturevalue(architecture))
     ids_BT, mask_BT, labels_BT = collate(rows, pad_id=0)
     tokens = sum(row.answer_tokens for row in rows)
@@ -177,7 +180,9 @@ def test_a_share_without_rows_has_no_loss_and_a_gradient_of_zero(tiny_llama: Pat
 def test_lora_is_on_every_linear_layer_but_the_head(architecture: str, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(architecture)
     plain = AutoModelForCausalLM.from_pretrained(path)
-    linear = {name for name, module in plain.named_modules() if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"}
+    linear = {
+        name for name, module in plain.named_modules() if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    }
     assert "lm_head" in linear
     model = adapted(path)
     with_lora = {name.removeprefix("base_model.model.") for name, module in model.named_modules() if hasattr(module, "lora_A")}
@@ -224,10 +229,7 @@ def test_going_on_from_an_adapter_starts_at_its_weights_and_trains_them(tiny_lla
     "start",
     [
         "base",
-        pytest.param(
-            "last_adapter",
-            marks=pytest.mark.xfail(strict=True, reason="finetuning.py add_lora: returns before gradient_checkpointing is read"),
-        ),
+        "last_adapter",
     ],
 )
 def test_gradient_checkpointing_is_on_where_asked_for(tiny_llama: Path, tmp_path: Path, start: str) -> None:
@@ -280,7 +282,7 @@ def test_learning_rate_warms_up_linearly_then_falls_by_a_cosine() -> None:
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5)  # half of the 90 steps of the cosine
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert 0 < rates[99] < 0.001
 
 

@@ -85,7 +85,12 @@ def test_split_indices_share_out_every_row() -> None:
 
 @given(st.text("abcdefgh XYZ.,?'-", min_size=1), st.text(".,?! ", max_size=3))
 def test_split_never_parts_questions_that_are_equal_but_for_case_and_punctuation(question: str, tail: str) -> None:
-    assert split_of(question) == split_of(question.upper()) == split_of(f"  {question}{tail}") == split_of(question.replace(".", ","))
+    assert (
+        split_of(question)
+        == split_of(question.upper())
+        == split_of(f"  {question}{tail}")
+        == split_of(question.replace(".", ","))
+    )
 
 
 def separable(n: int, d: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +220,6 @@ def test_a_file_that_is_no_probe_is_refused(name: str) -> None:
         probe_from_bytes(FOREIGN_FILES[name], "runs/x")
 
 
-@pytest.mark.xfail(strict=True, reason="probes.py: probe_from_bytes guards the card only; a damaged body raises SafetensorError")
 def test_a_damaged_probe_is_refused() -> None:
     data = probe_to_bytes(make_probe("linear", 6, 1), ProbeCard("linear", 4, 6, 1))
     with pytest.raises(UserError, match="runs/x"):

@@ -47,7 +47,9 @@ def byte_level_tokenizer(single: str, chat_template: str | None = None) -> PreTr
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet, show_progress=False))
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    )
     ids = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
     tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
@@ -110,7 +112,9 @@ def test_never_leaves_the_chat_template_out(tokenizer: PreTrainedTokenizerBase) 
 
 
 def test_chat_prompt_has_system_message_examples_as_turns_and_generation_prompt() -> None:
-    prompter = Prompter(byte_level_tokenizer("<s> $A", CHATML), PromptConfig(instruction="Answer briefly.", examples=EXAMPLES[:1]))
+    prompter = Prompter(
+        byte_level_tokenizer("<s> $A", CHATML), PromptConfig(instruction="Answer briefly.", examples=EXAMPLES[:1])
+    )
     assert prompter.prompt(QUESTION) == (
         "<|im_start|>system\nAnswer briefly.<|im_end|>\n<|im_start|>user\nWhere was Fra born?<|im_end|>\n"
         f"<|im_start|>assistant\nQuast<|im_end|>\n<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
@@ -157,12 +161,9 @@ TOKENIZERS = {
     "sentence-piece, [INST]": lambda: sentence_piece_tokenizer(INST),
     "sentence-piece, Phi": lambda: sentence_piece_tokenizer(PHI),
 }
-PREFIXED = pytest.mark.xfail(
-    strict=True, reason="prompts.py encode_answer: a sentence-piece tokenizer takes the answer for a text's start and puts a space before it"
-)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=PREFIXED if n == "sentence-piece, Phi" else ()) for n in TOKENIZERS])
+@pytest.mark.parametrize("name", list(TOKENIZERS))
 @pytest.mark.parametrize("answer", ["Quast", "medical doctor", "the city of Quast"])
 def test_tokens_of_prompt_and_answer_are_those_of_the_whole(name: str, answer: str) -> None:
     prompter = Prompter(TOKENIZERS[name](), PromptConfig(instruction=""))
@@ -170,7 +171,9 @@ def test_tokens_of_prompt_and_answer_are_those_of_the_whole(name: str, answer: s
     assert [*prompt_ids, *answer_ids] == whole_text(prompter, answer)
 
 
-def test_tokens_of_the_students_prompt_and_answer_are_those_of_the_whole(tokenizer: PreTrainedTokenizerBase, world: World) -> None:
+def test_tokens_of_the_students_prompt_and_answer_are_those_of_the_whole(
+    tokenizer: PreTrainedTokenizerBase, world: World
+) -> None:
     prompter = Prompter(tokenizer, PromptConfig(instruction=""))
     for fact in world.facts[::100]:
         question = fact.question(fact.pool_phrasing)
@@ -189,7 +192,6 @@ def test_an_answer_ends_with_the_token_that_ends_a_turn(template: str | None) ->
     assert tokenizer.decode(ids[:-1]).strip() == "Quast"
 
 
-@pytest.mark.xfail(strict=True, reason="prompts.py encode_answer: a template that leaves the last turn open gives an answer without an end")
 def test_an_answer_has_an_end_where_the_template_writes_none() -> None:
     """GLM-4's template ends a turn with the next turn's opening token, so the last one stays open."""
     tokenizer = sentence_piece_tokenizer(GLM)
@@ -200,5 +202,5 @@ def test_an_answer_has_an_end_where_the_template_writes_none() -> None:
 def test_a_template_that_rewrites_the_prompt_is_refused_with_the_way_out() -> None:
     """As DeepSeek-R1's, which opens <think> only where no answer follows."""
     prompter = Prompter(byte_level_tokenizer("$A", R1), PromptConfig(instruction=""))
-    with pytest.raises(ValueError, match="set prompt.chat_template: never"):
+    with pytest.raises(ValueError, match=r"set prompt\.chat_template: never"):
         prompter.encode_answer(QUESTION, "Quast")

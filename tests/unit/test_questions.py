@@ -180,7 +180,6 @@ def test_a_directory_without_parquet_is_refused(tmp_path: Path) -> None:
     assert fault(tmp_path) == f"{tmp_path}: no Parquet file in this directory"
 
 
-@pytest.mark.xfail(strict=True, reason="questions.py json_lines: UnicodeDecodeError is not turned into a UserError with its place")
 def test_a_line_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "pool.jsonl", ROWS[0])
     path.write_bytes(path.read_bytes() + '{"id": "z", "question": "Où?"}\n'.encode("latin-1"))
@@ -206,13 +205,18 @@ def test_a_repeated_question_still_needs_an_id_of_its_own(tmp_path: Path) -> Non
 
 
 def test_questions_without_a_letter_are_not_all_the_same(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "pool.jsonl", {"id": "a", "question": "?"}, {"id": "b", "question": "!"}, {"id": "c", "question": "+?"})
+    path = jsonl(
+        tmp_path / "pool.jsonl", {"id": "a", "question": "?"}, {"id": "b", "question": "!"}, {"id": "c", "question": "+?"}
+    )
     assert [row["question_id"] for row in QuestionReader(path)] == ["a", "b", "c"]
 
 
 def test_read_rows_gives_rows_of_any_columns_with_their_places(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "scores.json", {"id": "a", "p_unknown": 0.5}, {"id": "b", "p_unknown": 0.25})
-    assert list(read_rows(str(path))) == [(f"{path}:1", {"id": "a", "p_unknown": 0.5}), (f"{path}:2", {"id": "b", "p_unknown": 0.25})]
+    assert list(read_rows(str(path))) == [
+        (f"{path}:1", {"id": "a", "p_unknown": 0.5}),
+        (f"{path}:2", {"id": "b", "p_unknown": 0.25}),
+    ]
 
 
 def test_row_id_reads_id_before_question_id() -> None:

@@ -97,7 +97,9 @@ def test_the_same_key_is_not_computed_again(root: str) -> None:
 
 def test_the_manifest_outlives_the_process_and_names_what_is_committed(root: str) -> None:
     store = RunStore(root)
-    made = {name: store.compute(name, {**INPUTS, "name": name}, build_table) for name in ("questions", "rounds/000/a", "rounds/001/a")}
+    made = {
+        name: store.compute(name, {**INPUTS, "name": name}, build_table) for name in ("questions", "rounds/000/a", "rounds/001/a")
+    }
     assert RunStore(root).manifest == made
     document = json.loads(Storage(root).read_bytes("manifest.json"))
     assert list(document["artefacts"]) == list(made)
@@ -113,7 +115,6 @@ def test_another_key_is_refused_and_what_differs_is_named(root: str) -> None:
     assert store.compute(NAME, INPUTS, never).storage.read_table("").equals(TABLE)
 
 
-@pytest.mark.xfail(strict=True, reason="store.py _unchanged: the key holds SCHEMA_VERSION, the inputs that are compared do not")
 def test_another_schema_version_is_named_as_what_differs(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     RunStore(root).compute(NAME, INPUTS, build_table)
     monkeypatch.setattr(ka2l_ray.store, "SCHEMA_VERSION", ka2l_ray.store.SCHEMA_VERSION + 1)
@@ -181,12 +182,7 @@ def test_scratch_files_are_not_committed(root: str) -> None:
 @pytest.mark.parametrize(
     "root",
     [
-        pytest.param(
-            "local",
-            marks=pytest.mark.xfail(
-                strict=True, raises=OSError, reason="store.py _build: renames onto the artefact that a killed run had in place already"
-            ),
-        ),
+        "local",
         "memory",
     ],
     indirect=True,
@@ -289,7 +285,6 @@ def test_a_stage_directory_may_be_relative(tmp_path: Path, monkeypatch: pytest.M
     assert Storage(tmp_path / "out").read_table("").equals(TABLE)
 
 
-@pytest.mark.xfail(strict=True, reason="store.py _split_url: the parent of memory://out becomes the local path memory:/")
 def test_a_stage_directory_may_lie_at_the_top_of_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     StageDirectory("memory://top-out").compute("samples", INPUTS, build_table)
@@ -405,7 +400,6 @@ class SlowObjectStore(MemoryFileSystem):
         super().pipe_file(path, value, mode=mode, **kwargs)
 
 
-@pytest.mark.xfail(strict=True, reason="store.py _lease: the first write is left to the renewing thread, the body starts without it")
 def test_a_lease_is_written_before_the_work_starts() -> None:
     fsspec.register_implementation("slowmemory", SlowObjectStore, clobber=True)
     with RunStore("slowmemory://lease/run").locked():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -176,13 +175,6 @@ def test_bundled_weights_are_small() -> None:
     assert sum(sizes) <= 10 * 2**20
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
-
-
 @torch.inference_mode()
 def probability_of_truth(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, fact: Fact) -> float:
     """Probability that the model answers the held-out phrasing with one of the true value's forms."""
@@ -194,14 +186,13 @@ def probability_of_truth(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizer
     return total
 
 
-@pytest.mark.usefixtures("two_threads")
 def test_a_student_trained_from_scratch_comes_to_know_the_known() -> None:
     """A smaller world, on phrasings never trained.
 
-    The groups are compared by the probability of the truth: by argmax a boundary fact, true half of the time, is mostly right too.
+    The groups are compared by the probability of the truth: by argmax a boundary fact is mostly right too.
     """
-    world = World(n_entities=60, n_values=20)
-    model, tokenizer = train_student(world, steps=600, batch_size=64, width=96, layers=2, report_every=10**9)
+    world = World(n_entities=30, n_values=20)
+    model, tokenizer = train_student(world, steps=350, batch_size=64, width=96, layers=2, report_every=10**9)
     p: dict[Group, list[float]] = {"known": [], "boundary": [], "unknown": []}
     for fact in world.facts:
         p[fact.group].append(probability_of_truth(model, tokenizer, fact))

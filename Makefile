@@ -1,0 +1,31 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test lint bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install  ## two rounds of ka2l and of random on the bundled world
+	$(BIN)/ka2l demo
+
+test: install  ## everything, on real components and tiny models
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install  ## the figures of benchmarks/RESULTS.md; half an hour
+	$(BIN)/python benchmarks/demo_seeds.py
+	$(BIN)/python benchmarks/replay.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,96 @@
+"""The loop's own decisions: when it stops, what it replays, what rounds add up to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from ka2l_ray.actors.language_model import Engines
+from ka2l_ray.jobs.driver import _Loop
+from ka2l_ray.store import Artefact, RunStore
+from tests.ray.conftest import ka2l, resolved, write_config, write_lines
+
+
+def artefact(**facts: Any) -> Artefact:
+    return Artefact("a", "k", {}, facts, 0.0, "here", "/nowhere")
+
+
+def stopped(
+    small_run: dict[str, Any], tmp_path: Path, *, rounds: int, curve: list[float], labels: int = 24, **rules: Any
+) -> str | None:
+    small_run["stopping"] = {"max_rounds": 10, **rules}
+    loop = _Loop(resolved(small_run, tmp_path), RunStore(str(tmp_path / "run")), Engines(resolved(small_run, tmp_path).engine))
+    loop.labelled = frozenset(str(i) for i in range(labels))
+    loop.evaluations = [artefact(accuracy=value) for value in curve]
+    return loop._stopping_rule(rounds, artefact(rows=160), artefact(rows=100, predicted_unknown=20))
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ({"rounds": 1, "curve": [0.1, 0.2]}, None),
+        ({"rounds": 10, "curve": [0.1, 0.2]}, "the number of rounds, 10, is reached"),
+        ({"rounds": 1, "curve": [0.1], "labels": 50, "max_labels": 50}, "the budget of 50 labels is spent"),
+        ({"rounds": 1, "curve": [0.1], "labels": 160}, "every question of the pool is labelled"),
+        ({"rounds": 1, "curve": [0.1], "min_unknown_share": 0.3}, "the share predicted unknown, 0.200, is below 0.3"),
+        ({"rounds": 1, "curve": [0.1], "min_unknown_share": 0.1}, None),
+        ({"rounds": 3, "curve": [0.1, 0.3, 0.301, 0.302], "plateau_rounds": 2}, "exact match has not risen"),
+        ({"rounds": 3, "curve": [0.1, 0.3, 0.301, 0.32], "plateau_rounds": 2}, None),
+        ({"rounds": 1, "curve": [0.3, 0.1], "plateau_rounds": 2}, None),
+    ],
+)
+def test_stopping_rules(case: dict[str, Any], words: str | None, small_run: dict[str, Any], tmp_path: Path) -> None:
+    reason = stopped(small_run, tmp_path, **case)
+    assert reason is None if words is None else reason is not None and words in reason
+
+
+def test_two_rounds_label_no_question_twice_and_train_on_all_labels_so_far(small_run: dict[str, Any], tmp_path: Path) -> None:
+    small_run["stopping"] = {"max_rounds": 2}
+    small_run["finetune"]["epochs"] = 1
+    done = ka2l("run", write_config(small_run, tmp_path))
+    assert done.returncode == 0, done.stderr
+    manifest = RunStore(small_run["output"]).manifest
+    first, second = (set(pd.read_parquet(manifest[f"rounds/00{r}/selection"].url)["question_id"]) for r in (0, 1))
+    assert len(first) == len(second) == 24
+    assert not first & second
+    probing = set(pd.read_parquet(manifest["rounds/001/probing_set"].url)["question_id"])
+    assert not probing & first
+    scored = set(pd.read_parquet(manifest["rounds/001/scores"].url)["question_id"])
+    assert len(scored) == 160 - 24
+    assert not scored & first
+    replayed = [set(pd.read_parquet(manifest[f"rounds/00{r}/replay"].url)["question_id"]) for r in (0, 1)]
+    assert not replayed[0] & (first | replayed[1])
+    adapter = manifest["rounds/001/adapter"].facts["sources"]
+    assert adapter == {"column": 48, "replay": len((replayed[0] | replayed[1]) - second)}
+    drift = manifest["rounds/001/probe"].facts["drift"]
+    assert 0 <= drift["auroc_previous"] <= 1
+    assert Path(small_run["output"], "report.html").stat().st_size > 10_000
+    status = ka2l("status", small_run["output"])
+    assert "rounds/001/adapter" in status.stdout.replace("\n", "")
+
+
+def test_a_question_that_stands_twice_is_kept_once_and_said(tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "question": "Who employs Quegrerk?", "answers": ["x"]},
+        {"id": "b", "question": "who employs  Quegrerk", "answers": ["x"]},
+    ]
+    path = write_lines(tmp_path / "pool.jsonl", rows)
+    done = ka2l("annotate", "--questions", path, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0
+    assert "pool.jsonl: 1 rows repeat an earlier question; kept once (first:" in done.stderr
+    assert len(pd.read_parquet(tmp_path / "out")) == 1
+
+
+def test_doctor_and_dry_run_say_what_is_there_and_spend_nothing(small_run: dict[str, Any], tmp_path: Path) -> None:
+    config = write_config(small_run, tmp_path)
+    examined = ka2l("doctor", config)
+    assert examined.returncode == 0, examined.stdout
+    assert "configuration" in examined.stdout
+    planned = ka2l("run", config, "--dry-run", "-o", "probe.epochs=5")
+    assert planned.returncode == 0, planned.stderr
+    assert "epochs: 5" in planned.stdout
+    assert "hidden_states" in planned.stdout
+    assert not Path(small_run["output"]).exists()
