@@ -37,6 +37,9 @@ from ka2l_ray.world import bundled_path
 
 logger = logging.getLogger(__name__)
 
+# Below this share of what is wanted, missing replay rows are not worth a pass of the model and the judge.
+REPLAY_SHORTFALL = 0.1
+
 
 @dataclass
 class RunResult:
@@ -272,8 +275,8 @@ class _Loop:
     def _replay(self, at: str, pool: Artefact, scores: Artefact, uncertainty: Artefact, model: Model, round_: int) -> None:
         """Known, unlabelled questions with the model's own majority answer as target: no label is spent.
 
-        Those of the probing set are there already, answers and all; where they are too few, predicted-known questions of
-        the pool are sampled besides.
+        Those of the probing set are there already, answers and all; where they are clearly too few, predicted-known
+        questions of the pool are sampled besides.
         """
         wanted = round(self.config.finetune.replay_known * self.annotations[-1].facts["rows"])
         if not wanted:
@@ -281,7 +284,7 @@ class _Loop:
         spent = self.labelled.union(*(_ids(artefact) for artefact in self.replays))
         entropies = [uncertainty]
         lacking = wanted - len(known_rows(uncertainty, spent))
-        if lacking > 0 and "predicted_unknown" in scores.facts:
+        if lacking > REPLAY_SHORTFALL * wanted and "predicted_unknown" in scores.facts:
             asked = draw(
                 self.store,
                 f"{at}/replay_questions",

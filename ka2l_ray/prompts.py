@@ -54,7 +54,7 @@ class Prompter:
             ids = whole_ids[len(start_ids) :]
         else:  # prompt and answer share a token; sampled answers begin after the prompt's own tokens
             ids = list(self.tokenizer.encode(whole[len(start) :], add_special_tokens=False))
-        closed = bool(ids) and ids[-1] in self.tokenizer.all_special_ids
+        closed = bool(ids) and ids[-1] in self.tokenizer.added_tokens_decoder
         return ids if closed else [*ids, self.tokenizer.eos_token_id]
 
     def _messages(self, question: str) -> list[dict[str, Any]]:

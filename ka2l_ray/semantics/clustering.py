@@ -86,10 +86,11 @@ def cluster(
             calls[i] += count
             advance(i, verdict)
     open_pairs = [(i, pair) for i in audited for pair in _pairs(generations[i]) if pair not in verdicts[i]]
-    answers, used = judge.equivalent([questions[i] for i, _ in open_pairs], [pair for _, pair in open_pairs])
-    for (i, pair), verdict, count in zip(open_pairs, answers, used, strict=True):
-        verdicts[i][pair] = verdict
-        calls[i] += count
+    if open_pairs:
+        answers, used = judge.equivalent([questions[i] for i, _ in open_pairs], [pair for _, pair in open_pairs])
+        for (i, pair), verdict, count in zip(open_pairs, answers, used, strict=True):
+            verdicts[i][pair] = verdict
+            calls[i] += count
 
     results = []
     for i, answers_i in enumerate(generations):

@@ -165,7 +165,7 @@ def test_questions_are_judged_together_and_apart() -> None:
     same, other = cluster(["same?", "other?"], [["A", "B", "C"], ["A", "B", "C"]], judge, "founder_last")
     assert (same.cluster_ids, same.judge_calls) == ([0, 0, 0], 4)
     assert (other.cluster_ids, other.judge_calls) == ([0, 1, 2], 6)
-    assert judge.waves == [2, 2, 1]
+    assert [size for size in judge.waves if size] == [2, 2, 1]
 
 
 def test_no_questions_no_clusters() -> None:
@@ -195,6 +195,35 @@ def test_transitivity_over_all_pairs_is_that_of_the_relation(relation: list[str]
     triples = list(combinations(TEXTS, 3))
     broken = sum(sum(judge.says(a, b) for a, b in combinations(triple, 2)) == 2 for triple in triples)
     assert transitivity({(b, a): judge.says(a, b) for a, b in combinations(TEXTS, 2)}) == (len(triples), broken)
+
+
+@given(st.lists(answer_lists, min_size=1, max_size=4), relations, st.sampled_from(["founder_last", "founder_first"]))
+def test_an_audit_judges_every_pair_once_and_changes_no_cluster(
+    generations: list[list[str]], relation: list[str], policy
+) -> None:
+    questions = [f"Q{i}?" for i in range(len(generations))]
+    plain = cluster(questions, generations, RelationJudge(*relation), policy)
+    judge = RelationJudge(*relation)
+    audited = cluster(questions, generations, judge, policy, audited=range(len(generations)))
+    assert [r.cluster_ids for r in audited] == [r.cluster_ids for r in plain]
+    for question, answers, result in zip(questions, generations, audited, strict=True):
+        texts = sorted(set(answers))
+        asked = [frozenset(pair) for q, pair in judge.asked if q == question]
+        assert len(asked) == result.judge_calls == len(texts) * (len(texts) - 1) // 2
+        assert set(asked) == {frozenset(pair) for pair in combinations(texts, 2)}
+        triples = list(combinations(texts, 3))
+        broken = sum(sum(judge.says(a, b) for a, b in combinations(triple, 2)) == 2 for triple in triples)
+        assert (result.triples, result.non_transitive_triples) == (len(triples), broken)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="clustering.py: unaudited questions add triples that cannot be broken, so the share comes out too low"
+)
+def test_only_audited_questions_count_triples() -> None:
+    """The walk sees a whole triple only where all three differ; counted, such triples water the share down."""
+    audited, other = cluster(["Q?"] * 2, [list("ABCD")] * 2, RelationJudge("AB", "BC"), "founder_last", audited=[0])
+    assert (audited.triples, audited.non_transitive_triples) == (4, 1)
+    assert (other.triples, other.non_transitive_triples) == (0, 0)
 
 
 @pytest.mark.parametrize("policy", ["founder_last", "founder_first"])

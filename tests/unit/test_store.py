@@ -22,6 +22,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import ka2l_ray
 import ka2l_ray.store
 from ka2l_ray.errors import RunLockedError, RunMismatchError
+from ka2l_ray.schema import SCHEMA_VERSION
 from ka2l_ray.storage import Storage
 from ka2l_ray.store import LEASE_SECONDS, Artefact, Build, RunStore, StageDirectory, committed_artefact, content_key, difference
 
@@ -79,7 +80,8 @@ def test_an_artefact_is_computed_committed_recorded_and_read(root: str) -> None:
     artefact = store.compute(NAME, INPUTS, build_table)
     assert artefact.storage.read_table("").equals(TABLE)
     assert artefact.facts == {"rows": 2}
-    assert artefact.key == content_key(INPUTS)
+    assert artefact.inputs == {"schema_version": SCHEMA_VERSION, **INPUTS}
+    assert artefact.key == content_key(artefact.inputs)
     assert store.computed == [NAME]
     assert f"{NAME}/part-00000.parquet" in names_below(root)
     assert not any("partial" in name for name in names_below(root))
