@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
+from transformers import AutoTokenizer
 
 from ka2l_ray.acquisition import strategy
 from ka2l_ray.actors.language_model import Engines, Model
@@ -31,6 +32,7 @@ from ka2l_ray.jobs.score import score, score_by_semantic_entropy
 from ka2l_ray.jobs.select import select
 from ka2l_ray.language_model import check_is_model
 from ka2l_ray.ledger import Ledger
+from ka2l_ray.prompts import Prompter
 from ka2l_ray.semantics.judges import load_nli_config
 from ka2l_ray.store import Artefact, RunStore, difference, flatten
 from ka2l_ray.world import bundled_path
@@ -68,6 +70,8 @@ def run(config: RunConfig, store: RunStore) -> RunResult:
 def check_inputs(config: RunConfig) -> None:
     """Raise a UserError for what can be known to be wrong before Ray starts: no such file, no model, no strategy."""
     check_is_model(config.model)
+    source = {"revision": config.model.revision, "trust_remote_code": config.model.trust_remote_code}
+    Prompter(AutoTokenizer.from_pretrained(bundled_path(config.model.path), **source), config.prompt).check()
     strategy(config.selection.strategy)
     if config.entropy.judge == "nli":
         load_nli_config(bundled_path(config.entropy.nli_model))

@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.config import PromptConfig
+from ka2l_ray.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,15 @@ class Prompter:
     @property
     def uses_chat_template(self) -> bool:
         return self.config.chat_template == "auto" and bool(self.tokenizer.chat_template)
+
+    def check(self) -> None:
+        """Raise a UserError where the chat template cannot take the instruction, or an answer to train on."""
+        try:
+            self.encode_answer("Who?", "nobody")
+        except TemplateError as error:
+            raise UserError(
+                f"the chat template refuses the prompt ({error}); set prompt.instruction: '' or prompt.chat_template: never"
+            ) from None
 
     def prompt(self, question: str) -> str:
         """The text given to the model; it ends where the answer begins."""
@@ -48,14 +59,14 @@ class Prompter:
             messages = [*self._messages(question), {"role": "assistant", "content": answer}]
             whole = self.tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n")
             if not whole.startswith(start):
-                raise ValueError("the chat template rewrites the prompt when an answer follows; set prompt.chat_template: never")
+                raise UserError("the chat template rewrites the prompt when an answer follows; set prompt.chat_template: never")
         start_ids, whole_ids = self.encode(start), self.encode(whole)
         if whole_ids[: len(start_ids)] == start_ids:
             ids = whole_ids[len(start_ids) :]
         else:  # prompt and answer share a token; sampled answers begin after the prompt's own tokens
             ids = list(self.tokenizer.encode(whole[len(start) :], add_special_tokens=False))
-        closed = bool(ids) and ids[-1] in self.tokenizer.added_tokens_decoder
-        return ids if closed else [*ids, self.tokenizer.eos_token_id]
+        last = self.tokenizer.added_tokens_decoder.get(ids[-1]) if ids else None
+        return ids if last is not None and last.special else [*ids, self.tokenizer.eos_token_id]
 
     def _messages(self, question: str) -> list[dict[str, Any]]:
         messages = [{"role": "system", "content": self.config.instruction}] if self.config.instruction else []

@@ -96,7 +96,7 @@ def cluster(
     for i, answers_i in enumerate(generations):
         ids = assigned[i]
         assert ids is not None
-        triples, broken = transitivity(verdicts[i])
+        triples, broken = transitivity(verdicts[i]) if i in audited else (0, 0)
         majority = majority_answer([text.strip() for text in answers_i], ids)
         results.append(Clustering(ids, semantic_entropy(ids), majority, calls[i], triples, broken))
     return results

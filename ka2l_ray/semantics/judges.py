@@ -37,7 +37,9 @@ class NLIJudge:
         self.verdict_of = label_verdicts(config, path)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, truncation_side="left")
-        self.max_length = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512))
+        self.max_length = min(
+            self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512) - 2
+        )  # RoBERTa keeps two
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
         self.model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
         self.model.eval().to(self.device)

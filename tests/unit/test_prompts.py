@@ -182,20 +182,13 @@ def test_tokens_of_the_students_prompt_and_answer_are_those_of_the_whole(
             assert [*prompter.encode(prompter.prompt(question)), *prompter.encode_answer(question, form)] == whole
 
 
-# Where a turn's end is not the end of a text (Gemma), it is special among the added tokens and not in all_special_ids.
-TURN_END_APART = pytest.mark.xfail(
-    strict=True,
-    reason="prompts.py encode_answer: all_special_ids misses it, so EOS follows; read added_tokens_decoder[id].special",
-)
-
-
 @pytest.mark.parametrize(
     ("template", "eos", "end"),
     [
         (None, "</s>", "</s>"),
         (INST, "</s>", "</s>"),
         (CHATML, "<|im_end|>", "<|im_end|>"),
-        pytest.param(CHATML, "</s>", "<|im_end|>", marks=TURN_END_APART),
+        (CHATML, "</s>", "<|im_end|>"),
     ],
 )
 def test_an_answer_ends_with_the_token_that_ends_a_turn(template: str | None, eos: str, end: str) -> None:
