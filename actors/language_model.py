@@ -18,6 +18,7 @@ from ray.util import ActorPool
 
 from ka2l_ray import schema
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
+from ka2l_ray.errors import UserError
 from ka2l_ray.language_model import Generation, LanguageModel, model_identity
 from ka2l_ray.prompts import Prompter
 from ka2l_ray.seeds import derive_seed
@@ -171,6 +172,11 @@ class Engines:
                     totals[name] = totals.get(name, 0) + value
                 on_shard(done, len(questions))
         totals["rows"] = len(questions)
+        lost = sorted({name for name, _ in shards} - set(work.parquet_files()))
+        if lost:
+            raise UserError(
+                f"{work.url()}: {lost[0]} was written but is not here; the output must lie on storage that all nodes share"
+            )
         return totals
 
     def _actors_of(self, model: Model) -> list[Any]:

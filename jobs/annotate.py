@@ -27,7 +27,9 @@ def annotate(store: Store, name: str, *, selection: Artefact, answers: Artefact)
         found: dict[str, list[str]] = {}
         wanted = chosen["question_id"].combine_chunks()
         for file in answers.storage.parquet_files():
-            part = answers.storage.read_table(file)
+            if "answers" not in answers.storage.read_schema(file).names:
+                continue
+            part = answers.storage.read_table(file, columns=["question_id", "answers"])
             rows = part.filter(pc.and_(pc.is_in(part["question_id"], value_set=wanted), pc.is_valid(part["answers"])))
             found.update(zip(rows["question_id"].to_pylist(), rows["answers"].to_pylist(), strict=True))
         missing = [question_id for question_id in wanted.to_pylist() if question_id not in found]

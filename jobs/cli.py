@@ -18,7 +18,6 @@ import typer
 # Before torch, tokenizers or ray are imported anywhere.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 from ka2l_ray.config import RunConfig, dump, load_config
 from ka2l_ray.jobs.cli_stages import COMMANDS, Overrides
@@ -78,7 +77,7 @@ def execute(config: RunConfig) -> None:
     check_inputs(config)
     store = RunStore(config.output, tuple(config.reuse))
     with store.locked():
-        with ray_session(config.ray_address):
+        with ray_session(config.ray_address, use_gpu=config.engine.gpus > 0):
             result = run_loop(config, store)
         report = write_report(config.output, [config.output])
     typer.echo(f"stopped: {result.stopped}")

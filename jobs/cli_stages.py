@@ -48,7 +48,7 @@ def stage(out: str, overrides: list[str] | None, values: dict[str, Any], *, on_r
         config = load_config(None, overrides, {key: value for key, value in given.items() if value is not None})
         target = Path(out).absolute()
         inputs = target.parent / f".{target.name}.inputs"
-        with ray_session(config.ray_address) if on_ray else nullcontext():
+        with ray_session(config.ray_address, use_gpu=config.engine.gpus > 0) if on_ray else nullcontext():
             engines = Engines(config.engine)
             try:
                 yield Stage(config, StageDirectory(str(target)), Inputs(str(inputs)), engines)

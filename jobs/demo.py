@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ka2l_ray.config import RunConfig, dump, load_config
+from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.session import ray_session
 from ka2l_ray.ledger import Ledger
 from ka2l_ray.probes import auroc
@@ -79,6 +80,8 @@ def run_side_by_side(configs: dict[str, RunConfig], address: str) -> None:
         for process in running:
             if process.poll() is None:
                 process.terminate()
+    if 2 in codes:
+        raise UserError("demo: a run was refused (see its error line above); give another --out, or delete the directory")
     if any(codes):
         raise RuntimeError(f"{first.output} and its siblings ended with exit codes {codes}")
 
@@ -105,8 +108,11 @@ def summarise(configs: dict[str, RunConfig], world: World) -> dict[str, Any]:
     se = dict(zip(*(uncertainty[c].to_pylist() for c in uncertainty.column_names), strict=True))
     p = {i: v for i, v in zip(*(scores[c].to_pylist() for c in scores.column_names), strict=True) if i not in fitted}
     before = _correct(start, "baseline/evaluation")
-    last = f"rounds/{configs[ARMS[0]].stopping.max_rounds - 1:03d}/evaluation"
-    after = {arm: _correct(store, last) for arm, store in stores.items()}
+    last = {
+        arm: max(n for n in store.manifest if n.startswith("rounds/") and n.endswith("/evaluation"))
+        for arm, store in stores.items()
+    }
+    after = {arm: _correct(store, last[arm]) for arm, store in stores.items()}
     test_truth = world.truth("test")
     unknown = [i for i, group in test_truth.items() if group == "unknown"]
     known = [i for i, group in test_truth.items() if group == "known"]

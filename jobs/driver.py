@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 import yaml
 from transformers import AutoTokenizer
 
@@ -26,7 +27,7 @@ from ka2l_ray.jobs.evaluate import evaluate
 from ka2l_ray.jobs.finetune import finetune
 from ka2l_ray.jobs.hidden_states import hidden_states
 from ka2l_ray.jobs.probe import probe
-from ka2l_ray.jobs.questions import check_disjoint, draw, input_key, questions
+from ka2l_ray.jobs.questions import answer_key, check_disjoint, draw, input_key, questions
 from ka2l_ray.jobs.sample import sample
 from ka2l_ray.jobs.score import score, score_by_semantic_entropy
 from ka2l_ray.jobs.select import select
@@ -59,6 +60,7 @@ def run(config: RunConfig, store: RunStore) -> RunResult:
     Raises:
         UserError: wrong input, or a run directory of another configuration.
     """
+    check_resources(config)
     hold_config(config, store)
     engines = Engines(config.engine)
     try:
@@ -80,9 +82,34 @@ def check_inputs(config: RunConfig) -> None:
             input_key(path)
 
 
+def check_resources(config: RunConfig) -> None:
+    """Raise a UserError where a stage asks for more than the whole cluster has, instead of waiting for ever."""
+    there = ray.cluster_resources()
+    cpus = {
+        "engine": config.engine.replicas * config.engine.cpus,
+        "entropy": float(config.entropy.replicas),
+        "probe": float(config.probe.workers),
+        "finetune": float(config.finetune.workers),
+    }
+    gpus = {name: float(workers) for name, workers in cpus.items()} if config.engine.gpus else {}
+    gpus["engine"] = config.engine.replicas * config.engine.gpus
+    for kind, demand, spare in (("CPU", cpus, 1), ("GPU", gpus, 0)):
+        for section, wanted in demand.items():
+            if wanted + spare > there.get(kind, 0):
+                raise UserError(
+                    f"{section} asks for {wanted:g} {kind}s"
+                    + (" and one for its readers" if spare else "")
+                    + f", the cluster has "
+                    f"{there.get(kind, 0):g}; lower {section}.{'replicas' if section in ('engine', 'entropy') else 'workers'} "
+                    "or join a larger cluster"
+                )
+
+
 def hold_config(config: RunConfig, store: RunStore) -> None:
     """Write the resolved configuration, or raise a RunMismatchError that says how it differs from the one there."""
     if store.storage.exists("config.yaml"):
+        if not store.storage.exists("metrics.jsonl"):
+            raise RunMismatchError(f"{config.output}: a config.yaml is there that no run wrote; set another output directory")
         there = content_part(yaml.safe_load(store.storage.read_bytes("config.yaml")))
         now = content_part(config.model_dump(mode="json"))
         if there != now:
@@ -91,6 +118,7 @@ def hold_config(config: RunConfig, store: RunStore) -> None:
                 "set another output, or delete the directory"
             )
     store.storage.write_bytes("config.yaml", dump(config).encode())
+    store.log_metric("started", config.output)
 
 
 def content_part(document: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +145,7 @@ class _Loop:
         self._check_budget(pool)
         answers = pool
         if self.config.annotation.answers:
-            answers = questions(self.store, "answers", path=self.config.annotation.answers)
+            answers = answer_key(self.store, "answers", path=self.config.annotation.answers)
         test = None
         if self.config.pool.test:
             test = questions(self.store, "test", path=self.config.pool.test)
@@ -162,7 +190,7 @@ class _Loop:
 
     def _make_room(self, cpus: float) -> None:
         """Before a stage of other workers than the language model's; they want a GPU each where the model has one."""
-        self.engines.make_room(cpus, cpus if self.use_gpu else 0)
+        self.engines.make_room(cpus, max(cpus, self.config.engine.replicas * self.config.engine.gpus) if self.use_gpu else 0)
 
     def _check_budget(self, pool: Artefact) -> None:
         if self.config.selection.budget > pool.facts["rows"]:
@@ -225,9 +253,11 @@ class _Loop:
         return fitted
 
     def _score(self, name: str, pool: Artefact, model: Model, classifier: Artefact | None, uncertainty: Artefact) -> Artefact:
-        wants_entropy = "next_token_entropy" in strategy(self.config.selection.strategy).needs
-        if classifier is None and not wants_entropy:
-            return score_by_semantic_entropy(self.store, name, entropy=uncertainty, reason="no probe could be fitted")
+        needs = strategy(self.config.selection.strategy).needs
+        # Without a probe a strategy that needs no score still wants the whole pool, and the model's entropy costs no probe.
+        wants_entropy = "next_token_entropy" in needs or (classifier is None and not needs)
+        if "semantic_entropy" in needs or (classifier is None and not wants_entropy):
+            return score_by_semantic_entropy(self.store, name, entropy=uncertainty, reason=self.config.selection.strategy)
         return score(
             self.store,
             name,
@@ -241,8 +271,6 @@ class _Loop:
 
     def _nothing_to_spend_on(self, scores: Artefact, uncertainty: Artefact) -> str | None:
         """Why no label can be spent this round, if so."""
-        if scores.facts["rows"] == 0:
-            return "every question of the pool is labelled"
         needs = strategy(self._strategy(scores)).needs
         if "semantic_entropy" in needs:
             entropies = uncertainty.storage.read_table("", columns=["semantic_entropy"])["semantic_entropy"].to_numpy()
@@ -261,11 +289,17 @@ class _Loop:
         return wanted
 
     def _select(self, name: str, scores: Artefact, round_: int) -> Artefact:
+        if name in self.store.manifest:  # chosen before; a limit changed since does not undo it
+            budget = self.store.manifest[name].facts["rows"]
+            return self._selection(name, scores, round_, budget)
         budget = min(self.config.selection.budget, scores.facts["rows"])
         if self.config.stopping.max_labels is not None:
             budget = min(budget, self.config.stopping.max_labels - len(self.labelled))
         if budget < self.config.selection.budget:
             logger.warning("%s: only %d questions can be chosen from, not %d", name, budget, self.config.selection.budget)
+        return self._selection(name, scores, round_, budget)
+
+    def _selection(self, name: str, scores: Artefact, round_: int, budget: int) -> Artefact:
         return select(
             self.store,
             name,

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from ka2l_ray import schema
 from ka2l_ray.actors.judge import ClusterBatch
-from ka2l_ray.config import EntropyConfig
+from ka2l_ray.config import EntropyConfig, ModelConfig
 from ka2l_ray.jobs.streaming import map_rows
+from ka2l_ray.language_model import model_identity
 from ka2l_ray.semantics.entropy import labels, threshold
 from ka2l_ray.semantics.judges import label_verdicts, load_nli_config
 from ka2l_ray.storage import Storage
@@ -19,6 +20,7 @@ from ka2l_ray.store import Artefact, Store
 from ka2l_ray.world import bundled_path
 
 RULES = ("ka2l", "two_means", "quantile")
+ROWS_PER_BLOCK = 128  # a question takes many pairs of the judge
 
 
 @dataclass
@@ -48,8 +50,8 @@ def entropy(
     if config.judge == "exact":
         judged.pop("nli_model")
     else:
-        path = bundled_path(config.nli_model)
-        label_verdicts(load_nli_config(path), config.nli_model)
+        label_verdicts(load_nli_config(bundled_path(config.nli_model)), config.nli_model)
+        judged["nli_model"] = model_identity(ModelConfig(path=config.nli_model))
     inputs = {"stage": "entropy", "samples": samples.key, "entropy": judged, "threshold_at": threshold_at}
 
     def build(work: Storage) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def entropy(
             actors=config.replicas,
             cpus=1,
             gpus=gpus,
+            rows_per_block=ROWS_PER_BLOCK,
             checkpoint=work.at("_scratch/checkpoint"),
         )
         return asdict(_label(clusters, work, config, threshold_at))

@@ -79,7 +79,7 @@ def finetune(
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={
-                "rows": work.url(rows_file),
+                "rows": rows_file,
                 "out": work.url(),
                 "base": model.base.model_dump(mode="json"),
                 "prompt": model.prompt.model_dump(mode="json"),
@@ -142,11 +142,10 @@ def train_worker(job: dict[str, Any]) -> None:
         torch.set_num_threads(1)
     language_model = LanguageModel(ModelConfig(**job["base"]))
     prompter = Prompter(language_model.tokenizer, PromptConfig(**job["prompt"]))
-    table = Storage(str(Path(job["rows"]).parent)).read_table(Path(job["rows"]).name)
+    table = Storage(job["out"]).read_table(job["rows"])
     rows = encode_rows(prompter, table["question"].to_pylist(), table["target"].to_pylist(), config.max_length)
     seed = derive_seed(job["seed"], "finetune") % 2**63
     adapted = add_lora(language_model.model, config, seed=seed, start_adapter=job["start_adapter"])
-    start = {k: v.detach().cpu().clone() for k, v in _adapter_tensors(adapted).items()}
     loss_module = AnswerLoss(adapted).to(language_model.device)
     loss_module.train()
     share = Share.of(config, rank, workers)
@@ -155,10 +154,12 @@ def train_worker(job: dict[str, Any]) -> None:
         optimizer=make_optimizer(loss_module, config),
         config=deepspeed_config(config, share, language_model.dtype),
     )
+    start = {k: v.detach().cpu().clone() for k, v in _adapter_tensors(adapted).items()}  # in the dtype DeepSpeed gave it
     steps = optimizer_steps(len(rows), config.batch_size, config.epochs, job["seed"])
     state = _restore(optimizer, rank, workers)
     pad_id = next(iter(language_model.end_ids), 0)
     for step in range(state["step"], len(steps)):
+        torch.manual_seed(derive_seed(job["seed"], "dropout", step, rank) % 2**63)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, len(steps), config)
         loss = _optimizer_step(engine, rows, steps[step], share, pad_id)

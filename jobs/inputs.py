@@ -13,7 +13,7 @@ from ka2l_ray import schema
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.jobs.questions import ROWS_PER_PART, input_key, questions
+from ka2l_ray.jobs.questions import ROWS_PER_PART, answer_key, input_key, questions
 from ka2l_ray.questions import read_rows, row_id
 from ka2l_ray.storage import Storage, file_digest
 from ka2l_ray.store import Artefact, StageDirectory, committed_artefact
@@ -29,23 +29,23 @@ class Inputs:
 
     def questions(self, path: str) -> Artefact:
         """A questions table; a table with other columns (scores, a selection) serves too."""
-        return self._committed(path) or questions(StageDirectory(f"{self.directory}/questions"), "", path=path)
+        return self._committed(path, "question") or questions(StageDirectory(f"{self.directory}/questions"), "", path=path)
 
     def answers(self, path: str) -> Artefact:
-        """A questions table that brings the labels."""
-        return self._committed(path) or questions(StageDirectory(f"{self.directory}/answers"), "", path=path)
+        """id, answers."""
+        return self._committed(path, "answers") or answer_key(StageDirectory(f"{self.directory}/answers"), "", path=path)
 
     def samples(self, path: str) -> Artefact:
         """id, question, generations."""
-        return self._committed(path) or self._import(path, "samples", _sampled, SAMPLED)
+        return self._committed(path, "question", "generations") or self._import(path, "samples", _sampled, SAMPLED)
 
     def annotations(self, path: str) -> Artefact:
         """id, question and target or answers."""
-        return self._committed(path) or self._import(path, "annotations", _annotated, schema.ANNOTATIONS)
+        return self._committed(path, "question", "target") or self._import(path, "annotations", _annotated, schema.ANNOTATIONS)
 
     def scores(self, path: str) -> Artefact:
         """id and the columns that a strategy may rank by."""
-        return self._committed(path) or self._import(path, "scores", _scored, schema.SCORES)
+        return self._committed(path, "p_unknown") or self._import(path, "scores", _scored, schema.SCORES)
 
     def table(self, path: str) -> Artefact:
         """A directory that a stage committed, or one of Parquet files.
@@ -60,8 +60,17 @@ class Inputs:
             raise UserError(f"{path}: no such table; give a directory that a ka2l stage wrote")
         return Artefact(Path(path).name, input_key(path), {}, {}, 0.0, socket.gethostname(), str(Path(path).absolute()))
 
-    def _committed(self, path: str) -> Artefact | None:
-        return committed_artefact(str(Path(path).absolute())) if Path(path).is_dir() else None
+    def _committed(self, path: str, *columns: str) -> Artefact | None:
+        found = committed_artefact(str(Path(path).absolute())) if Path(path).is_dir() else None
+        if found is not None and columns:
+            files = found.storage.parquet_files()
+            there = found.storage.read_schema(files[0]).names if files else []
+            lacking = [column for column in ("question_id", *columns) if column not in there]
+            if lacking:
+                raise UserError(
+                    f"{path}: the table has no column '{lacking[0]}' (it has {', '.join(there) or 'none'}); give another"
+                )
+        return found
 
     def _import(
         self, path: str, name: str, convert: Callable[[str, dict[str, Any]], dict[str, Any]], wanted: pa.Schema
@@ -88,7 +97,11 @@ def external_model(path: str, adapter: str | None, base: ModelConfig, prompt: Pr
     if not weights.is_file():
         raise UserError(f"{adapter}: no adapter there (adapter_model.safetensors is missing); give a PEFT adapter's directory")
     committed = committed_artefact(str(Path(adapter).absolute()))
-    return Model(base, prompt, str(Path(adapter).absolute()), committed.key if committed else file_digest(weights))
+    settings = Path(adapter) / "adapter_config.json"
+    if not settings.is_file():
+        raise UserError(f"{adapter}: adapter_config.json is missing; give a PEFT adapter's directory")
+    key = committed.key if committed else f"{file_digest(weights)}-{file_digest(settings)}"
+    return Model(base, prompt, str(Path(adapter).absolute()), key)
 
 
 def _chunks(path: str, convert: Callable[[str, dict[str, Any]], dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

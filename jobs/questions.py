@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from ka2l_ray import schema
 from ka2l_ray.errors import UserError
-from ka2l_ray.questions import QuestionReader, normalize_question
+from ka2l_ray.questions import QuestionReader, answers_of, normalize_question, read_rows, row_id
 from ka2l_ray.seeds import derive_seed
 from ka2l_ray.storage import Storage, file_digest
 from ka2l_ray.store import Artefact, Store, committed_artefact
@@ -58,6 +58,30 @@ def questions(store: Store, name: str, *, path: str) -> Artefact:
         if not rows:
             raise UserError(f"{path}: no questions in this file")
         return {"rows": rows, "repeated": reader.repeated, "source": path}
+
+    return store.compute(name, inputs, build)
+
+
+def answer_key(store: Store, name: str, *, path: str) -> Artefact:
+    """id and answers of a file, for annotation.
+
+    Raises:
+        UserError: a row without id, an id that stands twice, or a file without answers.
+    """
+    inputs = {"stage": "answers", "file": input_key(path)}
+
+    def build(work: Storage) -> dict[str, Any]:
+        rows: dict[str, list[str]] = {}
+        for place, row in read_rows(path):
+            question_id, answers = row_id(place, row), answers_of(place, row)
+            if question_id in rows:
+                raise UserError(f"{place}: id '{question_id}' stands in an earlier row; ids must be unique")
+            if answers is not None:
+                rows[question_id] = answers
+        if not rows:
+            raise UserError(f"{path}: no answers in this file")
+        work.write_table("part-00000.parquet", pa.table({"question_id": list(rows), "answers": list(rows.values())}))
+        return {"rows": len(rows), "source": path}
 
     return store.compute(name, inputs, build)
 

@@ -16,6 +16,8 @@ from ka2l_ray.jobs.streaming import map_rows
 from ka2l_ray.storage import Storage, digest
 from ka2l_ray.store import Artefact, Store
 
+ROWS_PER_BLOCK = 2048
+
 
 def score(
     store: Store,
@@ -31,6 +33,7 @@ def score(
     """The scores table of ``questions`` without those in ``exclude`` (labelled ones).
 
     Args:
+        exclude: ids of ``questions`` to leave out.
         probe: gives ``p_unknown``; None leaves it null.
         next_token_entropy: also computes the entropy baseline, which takes a full forward pass.
     """
@@ -62,7 +65,9 @@ def score(
             actors=engine.replicas,
             cpus=engine.cpus,
             gpus=engine.gpus,
+            rows_per_block=ROWS_PER_BLOCK,
             checkpoint=work.at("_scratch/checkpoint"),
+            excluded=len(exclude),
         )
         probabilities = work.read_table("", columns=["p_unknown"])["p_unknown"].to_numpy()
         facts: dict[str, Any] = {"rows": len(probabilities)}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ka2l_ray import acquisition, schema
 from ka2l_ray.seeds import generator
@@ -36,7 +37,8 @@ def select(
 
     def build(work: Storage) -> dict[str, Any]:
         table = scores.storage.read_table("").sort_by("question_id")
-        table = table.filter(~pa.array(np.isin(table["question_id"].to_numpy(), sorted(labelled))).to_numpy(zero_copy_only=False))
+        spent = pc.is_in(table["question_id"], value_set=pa.array(sorted(labelled), pa.string()))
+        table = table.filter(pc.invert(spent))
         columns = {c: table[c].to_numpy().astype(np.float64) for c in COLUMNS}
         indices, values = acquisition.select(strategy, columns, budget, generator(*seed, "select", strategy))
         rows = table.select(["question_id", "question"]).take(indices)

@@ -22,11 +22,12 @@ LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 
 
 @contextmanager
-def ray_session(address: str | None, drivers: int = 1) -> Iterator[None]:
+def ray_session(address: str | None, *, drivers: int = 1, use_gpu: bool = False) -> Iterator[None]:
     """Join the cluster at ``address`` or in RAY_ADDRESS, or start a local one; leave it at the end.
 
     Args:
         drivers: how many runs a local cluster is to hold at once.
+        use_gpu: without it workers see no GPU, as Ray would show them all of them.
 
     Raises:
         UserError: nothing answers at the address.
@@ -35,7 +36,7 @@ def ray_session(address: str | None, drivers: int = 1) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    environment = {"env_vars": _worker_environment()}
+    environment = {"env_vars": _worker_environment(use_gpu)}
     quiet = {"logging_level": logging.WARNING, "log_to_driver": False, "include_dashboard": False}
     if address:
         try:
@@ -61,8 +62,9 @@ def ray_session(address: str | None, drivers: int = 1) -> Iterator[None]:
         ray.shutdown()
 
 
-def _worker_environment() -> dict[str, str]:
-    """Workers find this very package (a checkout need not be installed on them), and do not share threads they do not have."""
+def _worker_environment(use_gpu: bool) -> dict[str, str]:
+    """Workers on this machine find this very package, installed or not; other nodes need it installed, or a working_dir."""
     home = str(Path(ka2l_ray.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-    return {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return environment if use_gpu else {**environment, "CUDA_VISIBLE_DEVICES": ""}

@@ -8,9 +8,8 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.checkpoint import CheckpointConfig
 
+from ka2l_ray.errors import UserError
 from ka2l_ray.storage import Storage
-
-ROWS_PER_BLOCK = 2048
 
 
 def map_rows(
@@ -23,11 +22,21 @@ def map_rows(
     actors: int,
     cpus: float,
     gpus: float,
+    rows_per_block: int,
     checkpoint: Storage,
+    excluded: int = 0,
 ) -> None:
     """Every row of ``source``'s Parquet files through ``worker(*arguments)`` into ``target``.
 
     No row passes through this process. Rows written by an earlier attempt (``checkpoint``) are not computed again.
+
+    Args:
+        worker: a class; its instances take and give Arrow tables.
+        rows_per_block: the unit of work, of memory and of resume.
+        excluded: rows of ``source`` that the worker leaves out.
+
+    Raises:
+        UserError: rows are missing from ``target``.
     """
     context = DataContext.get_current()
     before = context.checkpoint_config
@@ -36,11 +45,11 @@ def map_rows(
     )
     try:
         rows = ray.data.read_parquet([source.url(file) for file in source.parquet_files()], columns=columns)
-        rows = rows.repartition(target_num_rows_per_block=ROWS_PER_BLOCK)
+        rows = rows.repartition(target_num_rows_per_block=rows_per_block)
         mapped = rows.map_batches(
             worker,
             fn_constructor_args=arguments,
-            batch_size=ROWS_PER_BLOCK,
+            batch_size=rows_per_block,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=actors),
             num_cpus=cpus,
@@ -49,3 +58,9 @@ def map_rows(
         mapped.write_parquet(target.url(), compression="zstd")
     finally:
         context.checkpoint_config = before
+    wanted, written = source.count_rows() - excluded, target.count_rows()
+    if wanted != written:
+        raise UserError(
+            f"{target.url()}: {written} rows are here, {wanted} were to be written; "
+            "the output must lie on storage that all nodes share"
+        )

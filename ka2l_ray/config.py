@@ -237,7 +237,18 @@ class RunConfig(Section):
 
 
 # Sections and keys that say where and how long a run goes, not what it computes: they may differ when a run goes on.
-NOT_CONTENT = ("output", "ray_address", "reuse", "stopping", "engine.replicas", "engine.cpus", "engine.gpus", "entropy.replicas")
+NOT_CONTENT = (
+    "output",
+    "ray_address",
+    "reuse",
+    "stopping",
+    "engine.replicas",
+    "engine.cpus",
+    "entropy.replicas",
+    "entropy.batch_size",
+    "probe.workers",
+    "finetune.checkpoint_every",
+)
 
 
 def preset_names() -> list[str]:

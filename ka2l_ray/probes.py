@@ -116,7 +116,7 @@ def check_finite(states: NDArray[np.floating], question_ids: Sequence[str], laye
     if len(bad):
         raise UserError(
             f"hidden states: question '{question_ids[bad[0]]}' has a non-finite value in layer {layer} ({len(bad)} of "
-            f"{len(states)} questions do); run the model in bfloat16 or float32 (model.dtype)"
+            f"{len(states)} questions do); run the model in float32 (model.dtype)"
         )
 
 

@@ -125,14 +125,15 @@ class QuestionReader:
                 first_repeat = first_repeat or place
                 continue
             seen.add(key)
-            yield {"question_id": question_id, "question": question.strip(), "answers": _answers(place, row)}
+            yield {"question_id": question_id, "question": question.strip(), "answers": answers_of(place, row)}
         if self.repeated:
             logger.warning(
                 "%s: %d rows repeat an earlier question; kept once (first: %s)", self.path, self.repeated, first_repeat
             )
 
 
-def _answers(place: str, row: dict[str, Any]) -> list[str] | None:
+def answers_of(place: str, row: dict[str, Any]) -> list[str] | None:
+    """Accepted answers of a row; None where it has none."""
     answers = row.get("answers")
     if answers is None:
         return None

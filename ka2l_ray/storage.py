@@ -89,6 +89,14 @@ class Storage:
         with self.filesystem.open(self.path(name), "rb") as source:
             return pq.read_schema(source)
 
+    def count_rows(self, name: str = "") -> int:
+        """Rows of all Parquet files of a directory, from their footers."""
+        rows = 0
+        for file in self.parquet_files(name):
+            with self.filesystem.open(self.path(file), "rb") as source:
+                rows += pq.ParquetFile(source).metadata.num_rows
+        return rows
+
     def parquet_files(self, name: str = "") -> list[str]:
         prefix = f"{name}/" if name else ""
         return [prefix + file for file in self.names(name) if file.endswith(".parquet")]

@@ -107,7 +107,7 @@ class RunStore:
         """
         inputs = {"schema_version": SCHEMA_VERSION, **inputs}
         found = self.manifest.get(name)
-        if found is not None:
+        if found is not None and Storage(found.url).exists(ARTEFACT_FILE):  # else deleted by hand: made again
             self.kept.append(name)
             return _unchanged(found, inputs)
         whole = _committed(self.storage, name)
@@ -147,7 +147,12 @@ class RunStore:
         if not self.storage.exists("manifest.json"):
             return {}
         entries = json.loads(self.storage.read_bytes("manifest.json"))["artefacts"]
-        return {name: Artefact(**entry) for name, entry in entries.items()}
+        manifest: dict[str, Artefact] = {}
+        for name, entry in entries.items():
+            if entry["reused_from"] is None:  # the run directory may have been moved
+                entry["url"] = self.storage.url(name)
+            manifest[name] = Artefact(**entry)
+        return manifest
 
     def _record(self, artefact: Artefact) -> None:
         self.manifest[artefact.name] = artefact
@@ -183,7 +188,6 @@ def _build(storage: Storage, name: str, inputs: dict[str, Any], build: Build) ->
     work.delete("_scratch")
     work.write_bytes(ARTEFACT_FILE, json.dumps(asdict(artefact), indent=1).encode() + b"\n")
     if storage.local:
-        storage.delete(name)  # not in the manifest: what another configuration left
         storage.rename_into(work, name)
     return artefact
 
@@ -218,8 +222,12 @@ def _work_directory(storage: Storage, name: str, key: str) -> Storage:
     wanted = f"{last}.partial-{key}" if storage.local else last
     for other in storage.names(parent):
         if other == last or other.startswith(f"{last}.partial-"):
-            same = storage.exists(f"{prefix}{other}/_key") and storage.read_bytes(f"{prefix}{other}/_key") == key.encode()
-            if not same:
+            marker = f"{prefix}{other}/_key"
+            if not storage.exists(marker) and storage.names(prefix + other):
+                raise RunMismatchError(
+                    f"{storage.url(prefix + other)}: not made by ka2l; give another output directory, or move it"
+                )
+            if not storage.exists(marker) or storage.read_bytes(marker) != key.encode():
                 storage.delete(prefix + other)
     work = storage.at(prefix + wanted)
     work.write_bytes("_key", key.encode())
