@@ -117,8 +117,8 @@ def hold_config(config: RunConfig, store: RunStore) -> None:
                 f"{config.output}: this run was begun with another configuration ({difference(there, now)}); "
                 "set another output, or delete the directory"
             )
-    store.storage.write_bytes("config.yaml", dump(config).encode())
     store.log_metric("started", config.output)
+    store.storage.write_bytes("config.yaml", dump(config).encode())
 
 
 def content_part(document: dict[str, Any]) -> dict[str, Any]:

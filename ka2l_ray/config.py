@@ -1,6 +1,6 @@
 """The configuration of a run: one YAML, validated; unknown keys fail with the nearest valid one named.
 
-Imports neither torch nor ray, so that ``--help`` and ``--dry-run`` answer at once. Defaults are the KA2L paper's.
+Imports neither torch nor ray, so that ``--help`` and wrong configurations are answered at once. Defaults are the KA2L paper's.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ class RunConfig(Section):
     """A whole run."""
 
     output: str = "runs/ka2l"
-    """The run directory: a path or a filesystem URI."""
+    """The run directory; on a cluster a path that all nodes share."""
     seed: int = 0
     """All randomness derives from it."""
     ray_address: str | None = None

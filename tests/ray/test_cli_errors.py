@@ -15,8 +15,10 @@ from typer.testing import CliRunner
 
 from ka2l_ray import schema
 from ka2l_ray.jobs.cli import app
+from ka2l_ray.jobs.driver import hold_config
 from ka2l_ray.storage import Storage
-from tests.ray.conftest import write_config, write_lines
+from ka2l_ray.store import RunStore
+from tests.ray.conftest import resolved, write_config, write_lines
 
 GOOD = [{"id": f"q{i}", "question": f"Where was person number {i} born?", "answers": ["Cekis"]} for i in range(12)]
 
@@ -120,15 +122,40 @@ def test_hidden_states_that_are_not_finite(tmp_path: Path) -> None:
 
 
 def test_a_run_directory_of_another_configuration(small_run: dict[str, Any], tmp_path: Path) -> None:
-    run_directory = Path(small_run["output"])
-    run_directory.mkdir()
-    from ka2l_ray.config import dump
-    from tests.ray.conftest import resolved
-
-    (run_directory / "config.yaml").write_text(dump(resolved(small_run, tmp_path)))
+    begun = resolved(small_run, tmp_path)
+    with RunStore(begun.output).locked():
+        hold_config(begun, RunStore(begun.output))
     small_run["probe"]["epochs"] = 7
     line = refused("run", write_config(small_run, tmp_path))
     assert "probe.epochs: 3 there, 7 now" in line
+
+
+def test_a_directory_that_no_run_made_is_left_alone(small_run: dict[str, Any], tmp_path: Path) -> None:
+    theirs = Path(small_run["output"]) / "test" / "notes.txt"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    assert "not made by ka2l" in refused("run", write_config(small_run, tmp_path))
+    assert theirs.read_text() == "mine"
+
+
+def test_more_than_the_cluster_has(small_run: dict[str, Any], tmp_path: Path) -> None:
+    small_run["engine"]["replicas"] = 64
+    line = refused("run", write_config(small_run, tmp_path))
+    assert "engine asks for 64 CPUs" in line
+    assert "lower engine.replicas" in line
+
+
+def test_a_table_without_the_column_that_the_stage_reads(tmp_path: Path) -> None:
+    bare = write_lines(
+        tmp_path / "bare.jsonl", [{"id": "a", "p_unknown": 0.5, "question": "Who?"}, {"id": "b", "p_unknown": 0.1}]
+    )
+    assert (
+        CliRunner().invoke(app, ["select", "--scores", bare, "--budget", "1", "--out", str(tmp_path / "chosen")]).exit_code == 0
+    )
+    line = refused("annotate", "--questions", str(tmp_path / "chosen"), "--out", str(tmp_path / "out"))
+    assert "question 'a' has no answers" in line
+    line = refused("entropy", "--samples", str(tmp_path / "chosen"), "--out", str(tmp_path / "out"))
+    assert "has no column 'generations'" in line
 
 
 def test_a_second_driver_on_the_run(small_run: dict[str, Any], tmp_path: Path) -> None:
