@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ka2l_ray.errors import UserError
 from ka2l_ray.ledger import Ledger
 from ka2l_ray.store import RunStore
+
+WIDTH = 140  # columns, where there is no terminal
 
 
 def status_table(run: str) -> None:
@@ -20,7 +24,9 @@ def status_table(run: str) -> None:
     if not store.manifest:
         raise UserError(f"{run}: no run there (manifest.json is missing or empty); give a directory that ka2l run wrote")
     ledger = Ledger(store)
-    table = Table("artefact", "key", "rows", "seconds", "tokens", "judge calls", "labels", "")
+    table = Table(
+        Column("artefact", no_wrap=True), Column("key", no_wrap=True), "rows", "seconds", "tokens", "judge calls", "labels", ""
+    )
     for spending in ledger.spendings():
         entry = store.manifest[spending.artefact]
         table.add_row(
@@ -37,4 +43,4 @@ def status_table(run: str) -> None:
     table.add_section()
     spent = (f"{totals['seconds']:.1f}", str(totals["tokens"]), str(totals["judge_calls"]), str(totals["labels"]))
     table.add_row("spent by this run", "", "", *spent, "")
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
