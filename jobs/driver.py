@@ -257,7 +257,7 @@ class _Loop:
         # Without a probe a strategy that needs no score still wants the whole pool, and the model's entropy costs no probe.
         wants_entropy = "next_token_entropy" in needs or (classifier is None and not needs)
         if "semantic_entropy" in needs or (classifier is None and not wants_entropy):
-            return score_by_semantic_entropy(self.store, name, entropy=uncertainty, reason=self.config.selection.strategy)
+            return score_by_semantic_entropy(self.store, name, entropy=uncertainty)
         return score(
             self.store,
             name,

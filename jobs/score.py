@@ -79,7 +79,7 @@ def score(
     return store.compute(name, inputs, build)
 
 
-def score_by_semantic_entropy(store: Store, name: str, *, entropy: Artefact, reason: str) -> Artefact:
+def score_by_semantic_entropy(store: Store, name: str, *, entropy: Artefact) -> Artefact:
     """A scores table without a probe: the sampled questions with their semantic entropy, which a strategy can rank by."""
     inputs = {"stage": "score_by_semantic_entropy", "entropy": entropy.key}
 
@@ -94,6 +94,6 @@ def score_by_semantic_entropy(store: Store, name: str, *, entropy: Artefact, rea
         }
         table = pa.table({**columns, "semantic_entropy": rows["semantic_entropy"]}, schema=schema.SCORES)
         work.write_table("part-00000.parquet", table)
-        return {"rows": len(table), "ranked_by": "semantic_entropy", "reason": reason}
+        return {"rows": len(table), "ranked_by": "semantic_entropy"}
 
     return store.compute(name, inputs, build)

@@ -192,7 +192,10 @@ def test_a_part_with_one_label_only_is_named(part: str) -> None:
 
 def test_the_test_part_may_hold_one_label() -> None:
     parts = {"train": np.arange(2), "validation": np.arange(2, 4), "test": np.array([4])}
-    check_labels(np.array([0, 1, 0, 1, 1], np.int8), parts)
+    labels = np.array([0, 1, 0, 1, 1], np.int8)
+    check_labels(labels, parts)
+    with pytest.raises(DegenerateLabelsError, match="validation part"):
+        check_labels(labels, {**parts, "validation": parts["test"]})
 
 
 @pytest.mark.parametrize("kind", ["mlp", "linear"])

@@ -332,7 +332,8 @@ def test_the_lock_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
         with RunStore(root).locked():
-            pass
+            holder = Path(root, ".lock").read_text()
+        assert holder.startswith(f"process {os.getpid()} on ")
 
 
 def test_a_lock_is_held_to_its_end_and_no_longer(tmp_path: Path) -> None:
