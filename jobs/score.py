@@ -13,6 +13,8 @@ from ka2l_ray.actors.scorer import ScoreBatch
 from ka2l_ray.config import EngineConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.streaming import map_rows
+from ka2l_ray.language_model import check_is_model
+from ka2l_ray.probes import CARD_BYTES, probe_card
 from ka2l_ray.storage import Storage, digest
 from ka2l_ray.store import Artefact, Store
 
@@ -47,6 +49,8 @@ def score(
     }
     if probe is None and not next_token_entropy:
         raise UserError("score: nothing to compute; give a probe, or ask for the next-token entropy")
+    if probe is not None:
+        _check_fits(probe, model)
 
     def build(work: Storage) -> dict[str, Any]:
         map_rows(
@@ -77,6 +81,17 @@ def score(
         return facts
 
     return store.compute(name, inputs, build)
+
+
+def _check_fits(probe: Artefact, model: Model) -> None:
+    """Raise a UserError where the probe is for a model of another width or depth."""
+    card = probe_card(probe.storage.read_bytes("probe.safetensors", CARD_BYTES), probe.url)
+    config = check_is_model(model.base)
+    if card.dimension != config.hidden_size or card.layer > config.num_hidden_layers:
+        raise UserError(
+            f"{probe.url}: a probe of layer {card.layer} for states of width {card.dimension}, but {model.base.path} has "
+            f"{config.num_hidden_layers} layers of width {config.hidden_size}; give the model that it was fitted on"
+        )
 
 
 def score_by_semantic_entropy(store: Store, name: str, *, entropy: Artefact) -> Artefact:

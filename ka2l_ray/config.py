@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ka2l_ray.errors import UserError
 
@@ -118,6 +118,13 @@ class ProbeConfig(Section):
     """Layers to fit one probe each; 0 is the embeddings."""
     workers: int = Field(1, ge=1)
     """Ray Train workers; the layers are shared out among them."""
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_differ(cls, layers: Literal["all"] | list[int]) -> Literal["all"] | list[int]:
+        if layers != "all" and (not layers or len(set(layers)) < len(layers) or min(layers) < 0):
+            raise ValueError("give 'all', or different layer numbers from 0 (the embeddings) on")
+        return layers
 
 
 class SelectionConfig(Section):

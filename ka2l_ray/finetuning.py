@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ka2l_ray.config import FinetuneConfig
 from ka2l_ray.errors import UserError
+from ka2l_ray.language_model import vocabulary_logits
 from ka2l_ray.prompts import Prompter
 from ka2l_ray.seeds import generator
 
@@ -93,7 +94,7 @@ class AnswerLoss(nn.Module):
         hidden_BTD = causal_lm.get_decoder()(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
         targets_BT = labels_BT[:, 1:]
         kept_BT = targets_BT != IGNORED
-        logits_NV = causal_lm.get_output_embeddings()(hidden_BTD[:, :-1][kept_BT])
+        logits_NV = vocabulary_logits(causal_lm, hidden_BTD[:, :-1][kept_BT])
         return nn.functional.cross_entropy(logits_NV.float(), targets_BT[kept_BT], reduction="sum")
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PretrainedConfig
 
 from ka2l_ray.config import ModelConfig
 from ka2l_ray.errors import UserError
@@ -204,8 +204,7 @@ class LanguageModel:
     @torch.inference_mode()
     def next_token_entropy(self, state_BD: Tensor) -> Tensor:
         """(B,) entropy in nats of the next-token distribution at T=1, from last-layer states (B, D)."""
-        logits_BV = self.causal_lm.get_output_embeddings()(state_BD).float()
-        log_p_BV = logits_BV.log_softmax(-1)
+        log_p_BV = vocabulary_logits(self.causal_lm, state_BD).float().log_softmax(-1)
         entropy_B: Tensor = -(log_p_BV.exp() * log_p_BV).sum(-1)
         return entropy_B
 
@@ -231,6 +230,22 @@ class LanguageModel:
             ids_BT[i, span] = torch.tensor(ids)
             mask_BT[i, span] = 1
         return ids_BT.to(self.device), mask_BT.to(self.device)
+
+
+def vocabulary_logits(causal_lm: Any, state_ND: Tensor) -> Tensor:
+    """(N, V) logits of final-norm states (N, D), as the model's own forward pass makes them.
+
+    Some architectures scale them (Granite divides, Cohere multiplies) or cap them softly (Gemma 2).
+    """
+    config = causal_lm.config.get_text_config()
+    logits_NV: Tensor = causal_lm.get_output_embeddings()(state_ND)
+    if scaling := getattr(config, "logits_scaling", None):
+        logits_NV = logits_NV / scaling
+    if scale := getattr(config, "logit_scale", None):
+        logits_NV = logits_NV * scale
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits_NV = torch.tanh(logits_NV / cap) * cap
+    return logits_NV
 
 
 class _Answer:
@@ -305,8 +320,8 @@ def model_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def check_is_model(config: ModelConfig) -> None:
-    """Raise a UserError unless ``config.path`` names a causal language model, without loading its weights."""
+def check_is_model(config: ModelConfig) -> PretrainedConfig:
+    """The model's own configuration; a UserError unless ``config.path`` names a causal language model. Loads no weights."""
     path = bundled_path(config.path)
     try:
         found = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
@@ -319,6 +334,8 @@ def check_is_model(config: ModelConfig) -> None:
         raise UserError(f"{config.path}: a {found.model_type} model is no causal language model; give one that generates text")
     if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")):
         raise UserError(f"{config.path}: config.json is there, but no weights (*.safetensors); give a complete model directory")
+    text_config: PretrainedConfig = found.get_text_config()
+    return text_config
 
 
 @cache

@@ -59,6 +59,9 @@ def make_probe(kind: Kind, dimension: int, hidden_width: int) -> nn.Module:
     return MLPProbe(dimension, hidden_width) if kind == "mlp" else LinearProbe(dimension)
 
 
+CARD_BYTES = 65536  # a probe's safetensors header is far shorter
+
+
 @dataclass(frozen=True)
 class ProbeCard:
     """What is needed to use a saved probe."""
@@ -195,17 +198,26 @@ def probe_to_bytes(probe: nn.Module, card: ProbeCard) -> bytes:
     return data
 
 
-def probe_from_bytes(data: bytes, where: str) -> tuple[nn.Module, ProbeCard]:
-    """The probe and its card.
+def probe_card(data: bytes, where: str) -> ProbeCard:
+    """The card of a saved probe, of which ``data`` is the beginning at least (``CARD_BYTES``).
 
     Raises:
         UserError: the bytes are not a probe of ours.
     """
     length = int.from_bytes(data[:8], "little")
     try:
-        card = ProbeCard(**json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["card"]))
+        return ProbeCard(**json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["card"]))
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{where}: not a probe; give the directory that ka2l probe wrote") from None
+
+
+def probe_from_bytes(data: bytes, where: str) -> tuple[nn.Module, ProbeCard]:
+    """The probe and its card.
+
+    Raises:
+        UserError: the bytes are not a probe of ours, or damaged.
+    """
+    card = probe_card(data, where)
     probe = make_probe(card.kind, card.dimension, card.hidden_width)
     try:
         probe.load_state_dict(load(data))

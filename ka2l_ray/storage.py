@@ -42,8 +42,9 @@ class Storage:
             return []
         return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in self.filesystem.ls(self.path(name), detail=False))
 
-    def read_bytes(self, name: str) -> bytes:
-        return bytes(self.filesystem.cat_file(self.path(name)))
+    def read_bytes(self, name: str, end: int | None = None) -> bytes:
+        """The file, or its first ``end`` bytes."""
+        return bytes(self.filesystem.cat_file(self.path(name), end=end))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Whole or not at all: temporary name, fsync, rename (object stores put a whole object at once)."""

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from ka2l_ray import schema
 from ka2l_ray.jobs.cli import app
 from ka2l_ray.jobs.driver import hold_config
+from ka2l_ray.probes import ProbeCard, make_probe, probe_to_bytes
 from ka2l_ray.storage import Storage
 from ka2l_ray.store import RunStore
 from tests.ray.conftest import resolved, write_config, write_lines
@@ -187,6 +188,10 @@ def test_a_second_driver_on_the_run(small_run: dict[str, Any], tmp_path: Path) -
         (("sample", "--model", "bundled:student", "--questions", "{bare}", "--adapter", "{folder}"), "no adapter there"),
         (("hidden-states", "--model", "bundled:student", "--questions", "{bare}", "--layers", "9"), "layer 9 does not exist"),
         (("score", "--model", "bundled:student", "--questions", "{bare}"), "give a probe"),
+        (
+            ("score", "--model", "bundled:student", "--questions", "{bare}", "--probe", "{folder}/wide"),
+            "a probe of layer 3 for states of width 8, but bundled:student has 4 layers of width",
+        ),
     ],
 )
 def test_other_wrong_uses(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -195,5 +200,8 @@ def test_other_wrong_uses(arguments: tuple[str, ...], message: str, tmp_path: Pa
         "bare": write_lines(tmp_path / "bare.jsonl", [{"id": "a", "question": "Who?"}]),
         "folder": str(tmp_path),
     }
+    foreign = probe_to_bytes(make_probe("linear", 8, 1), ProbeCard("linear", layer=3, dimension=8, hidden_width=1))
+    Storage(str(tmp_path)).write_bytes("wide/probe.safetensors", foreign)
+    Storage(str(tmp_path)).write_table("wide/layers.parquet", pa.table({"layer": [3]}))
     assert message in refused(*(a.format(**places) for a in arguments), "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -87,6 +87,8 @@ def test_a_key_like_no_other_is_just_unknown() -> None:
         ("finetune.lora_dropout=1", "finetune.lora_dropout: Input should be less than 1 (given: 1)"),
         ("probe.kind=forest", "probe.kind: Input should be 'mlp' or 'linear' (given: 'forest')"),
         ("probe.epochs=many", "probe.epochs: Input should be a valid integer"),
+        ("probe.layers=[]", "probe.layers: give 'all', or different layer numbers"),
+        ("probe.layers=[1, 1]", "probe.layers: give 'all', or different layer numbers"),
         ("stopping.max_rounds=0", "stopping.max_rounds: Input should be greater than or equal to 1 (given: 0)"),
     ],
 )

@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from ka2l_ray.config import FinetuneConfig, ModelConfig
 from ka2l_ray.errors import UserError
@@ -26,6 +35,7 @@ from ka2l_ray.language_model import (
     model_dtype,
     model_identity,
     sample_tokens,
+    vocabulary_logits,
 )
 from ka2l_ray.seeds import derive_seed
 from ka2l_ray.world.facts import World
@@ -302,6 +312,28 @@ def test_next_token_entropy_is_that_of_the_next_token(language_model: LanguageMo
         for b, row in enumerate(rows):
             p = full_forward(language_model, prompts[row])[0][-1].double().softmax(-1)
             assert float(entropies[b]) == pytest.approx(float(-(p * p.log()).sum()), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "scaling"),
+    [
+        (Gemma2Config, {"final_logit_softcapping": 2.0}),
+        (GraniteConfig, {"logits_scaling": 3.0}),
+        (CohereConfig, {"logit_scale": 0.25}),
+    ],
+)
+@torch.inference_mode()
+def test_logits_are_scaled_and_capped_as_the_architecture_does(
+    architecture: type[PreTrainedConfig], scaling: dict[str, float]
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 50, "head_dim": 16}
+    torch.manual_seed(0)
+    config = architecture(num_attention_heads=2, num_key_value_heads=2, pad_token_id=0, initializer_range=1.0, **sizes, **scaling)
+    causal_lm = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    states = causal_lm.get_decoder()(input_ids=ids).last_hidden_state[0]
+    torch.testing.assert_close(vocabulary_logits(causal_lm, states), causal_lm(input_ids=ids).logits[0])
+    assert not torch.allclose(vocabulary_logits(causal_lm, states), causal_lm.get_output_embeddings()(states))
 
 
 def test_next_token_entropy_is_low_on_what_the_student_knows(student: LanguageModel, world: World) -> None:
