@@ -22,7 +22,7 @@ from ka2l_ray.config import RunConfig, dump, load_config
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.session import ray_session
 from ka2l_ray.ledger import Ledger
-from ka2l_ray.probes import auroc
+from ka2l_ray.ranking import auroc
 from ka2l_ray.report import write_report
 from ka2l_ray.store import RunStore
 from ka2l_ray.world.facts import World

@@ -25,7 +25,6 @@ def doctor(config_path: str | None) -> bool:
     """Print one line a check; False where one failed."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("packages", _packages),
-        ("compiler", _compiler),
         (
             "memory",
             lambda: f"{psutil.virtual_memory().available / 2**30:.1f} GiB free of {psutil.virtual_memory().total / 2**30:.1f}",
@@ -54,14 +53,6 @@ def _packages() -> str:
         except PackageNotFoundError:
             raise UserError(f"{name} is not installed; pip install ka2l_ray") from None
     return ", ".join(found)
-
-
-def _compiler() -> str:
-    """DeepSpeed compiles a small communication op at first use."""
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-    if compiler is None:
-        raise UserError("no C++ compiler; fine-tuning needs one (Debian: apt-get install g++)")
-    return compiler
 
 
 def _bundled() -> str:

@@ -36,6 +36,7 @@ from ka2l_ray.finetuning import (
     make_optimizer,
     optimizer_steps,
 )
+from ka2l_ray.jobs import train_loops
 from ka2l_ray.language_model import LanguageModel
 from ka2l_ray.prompts import Prompter
 from ka2l_ray.seeds import derive_seed
@@ -77,7 +78,7 @@ def finetune(
         rows_file = "_scratch/rows.parquet"
         work.write_table(rows_file, rows)
         trainer = TorchTrainer(
-            train_worker,
+            train_loops.train_adapter,
             train_loop_config={
                 "rows": rows_file,
                 "out": work.url(),
@@ -131,7 +132,7 @@ class Share:
         return [mine[i * self.micro_batch_size : (i + 1) * self.micro_batch_size] for i in range(self.accumulation)]
 
 
-def train_worker(job: dict[str, Any]) -> None:
+def train_adapter(job: dict[str, Any]) -> None:
     """Train loop of one worker."""
     import deepspeed
 
@@ -140,6 +141,9 @@ def train_worker(job: dict[str, Any]) -> None:
     config = FinetuneConfig(**job["config"])
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
+        # Gloo reduces. DeepSpeed would compile an all-reduce of its own at first use: a minute, a compiler, and a lock file
+        # that a killed compilation leaves behind, on which every later run waits for ever.
+        deepspeed.ops.__compatible_ops__ = {}
     language_model = LanguageModel(ModelConfig(**job["base"]))
     prompter = Prompter(language_model.tokenizer, PromptConfig(**job["prompt"]))
     table = Storage(job["out"]).read_table(job["rows"])

@@ -21,12 +21,12 @@ from ray.train.torch import TorchTrainer
 from ka2l_ray import schema
 from ka2l_ray.config import ProbeConfig
 from ka2l_ray.errors import UserError
+from ka2l_ray.jobs import train_loops
 from ka2l_ray.probes import (
     DegenerateLabelsError,
     LayerFit,
     Part,
     ProbeCard,
-    auroc,
     better,
     check_finite,
     check_labels,
@@ -36,6 +36,7 @@ from ka2l_ray.probes import (
     probe_to_bytes,
     split_indices,
 )
+from ka2l_ray.ranking import auroc
 from ka2l_ray.seeds import derive_seed
 from ka2l_ray.storage import Storage
 from ka2l_ray.store import Artefact, Store
@@ -79,7 +80,7 @@ def probe(
         if missing:
             raise UserError(f"{hidden_states.url}: no states of layer {missing[0]}; it holds {rows.layers}")
         trainer = TorchTrainer(
-            _fit_layers,
+            train_loops.fit_layers,
             train_loop_config={
                 "hidden_states": hidden_states.url,
                 "entropy": entropy.url,
@@ -130,7 +131,7 @@ class ProbingRows:
         return states
 
 
-def _fit_layers(job: dict[str, Any]) -> None:
+def fit_layers(job: dict[str, Any]) -> None:
     """Train loop of one worker: its share of the layers."""
     context = ray.train.get_context()
     mine = job["layers"][context.get_world_rank() :: context.get_world_size()]

@@ -21,6 +21,9 @@ LEAST_CPUS_PER_DRIVER = 3
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
 
 
+LOCAL_CLUSTER = "KA2L_RAY_LOCAL_CLUSTER"  # its address, for commands started beside it: they share its environment
+
+
 @contextmanager
 def ray_session(address: str | None, *, drivers: int = 1, use_gpu: bool = False) -> Iterator[None]:
     """Join the cluster at ``address`` or in RAY_ADDRESS, or start a local one; leave it at the end.
@@ -36,30 +39,56 @@ def ray_session(address: str | None, *, drivers: int = 1, use_gpu: bool = False)
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    environment = {"env_vars": _worker_environment(use_gpu)}
-    quiet = {"logging_level": logging.WARNING, "log_to_driver": False, "include_dashboard": False}
-    if address:
+    with _environment({} if address else _worker_environment(use_gpu)):
+        if address:
+            _join(address, use_gpu)
+        else:
+            _start(max(os.cpu_count() or 1, LEAST_CPUS_PER_DRIVER * drivers))
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         try:
-            ray.init(address=address, runtime_env=environment, logging_level=logging.WARNING, log_to_driver=False)
-        except (ConnectionError, RuntimeError) as error:
-            raise UserError(
-                f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one, or leave ray_address out"
-            ) from None
-    else:
-        cpus = max(os.cpu_count() or 1, LEAST_CPUS_PER_DRIVER * drivers)
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-            runtime_env=environment,
-            **quiet,
-        )
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _join(address: str, use_gpu: bool) -> None:
+    beside = address == os.environ.get(LOCAL_CLUSTER)
+    environment = None if beside else {"env_vars": _worker_environment(use_gpu)}
+    try:
+        ray.init(address=address, runtime_env=environment, logging_level=logging.WARNING, log_to_driver=False)
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError(
+            f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one, or leave ray_address out"
+        ) from None
+
+
+def _start(cpus: int) -> None:
+    """A local cluster. Its workers take this process's environment: with a runtime_env none that Ray starts ahead would do."""
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+    )
+    os.environ[LOCAL_CLUSTER] = ray.get_runtime_context().gcs_address
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set ``variables`` for a while; what was there before comes back."""
+    before = {name: os.environ.get(name) for name in (*variables, LOCAL_CLUSTER)} if variables else {}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        ray.shutdown()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _worker_environment(use_gpu: bool) -> dict[str, str]:

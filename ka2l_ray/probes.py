@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from ka2l_ray.errors import UserError
 from ka2l_ray.questions import normalize_question
+from ka2l_ray.ranking import auroc
 
 Kind = Literal["mlp", "linear"]
 Part = Literal["train", "validation", "test"]
@@ -179,12 +179,6 @@ def p_unknown(probe: nn.Module, state_BD: Tensor) -> Tensor:
     weight = next(probe.parameters())
     probability_B: Tensor = probe(state_BD.to(weight.dtype)).softmax(-1)[:, 1]
     return probability_B
-
-
-def auroc(truth: Sequence[int] | NDArray[np.integer], score: Sequence[float] | NDArray[np.floating]) -> float:
-    """Area under the ROC curve; NaN where the truth holds one class only."""
-    values = np.asarray(truth)
-    return float(roc_auc_score(values, np.asarray(score))) if len(np.unique(values)) == 2 else float("nan")
 
 
 def better(a: LayerFit, b: LayerFit) -> bool:

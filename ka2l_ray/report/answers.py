@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 from ka2l_ray.evaluation import exact_match
-from ka2l_ray.report.data import NAN, CurvePoint, NotThereError, Run, learning_curve
+from ka2l_ray.ranking import auroc
+from ka2l_ray.report.data import CurvePoint, NotThereError, Run, learning_curve
 
 EXAMPLES_A_LEVEL = 3
 SURE_AND_WRONG_EXAMPLES = 5
@@ -148,10 +148,7 @@ def _rankings(run: Run, round_: int, answered: list[Asked]) -> list[Ranking]:
 
 def _ranking(score: str, questions: str, rows: list[Asked], scores: dict[str, float]) -> Ranking:
     wrong = np.array([not question.right for question in rows], bool)
-    value = NAN
-    if wrong.any() and not wrong.all():
-        value = float(roc_auc_score(wrong, [scores[question.question_id] for question in rows]))
-    return Ranking(score, questions, len(rows), value)
+    return Ranking(score, questions, len(rows), auroc(wrong, [scores[question.question_id] for question in rows]))
 
 
 def examples(run: Run) -> dict[str, list[Asked]]:

@@ -18,7 +18,8 @@ from ka2l_ray import schema
 from ka2l_ray.config import ModelConfig
 from ka2l_ray.jobs.cli import app
 from ka2l_ray.language_model import LanguageModel
-from ka2l_ray.probes import auroc, p_unknown, probe_from_bytes
+from ka2l_ray.probes import p_unknown, probe_from_bytes
+from ka2l_ray.ranking import auroc
 from ka2l_ray.world.facts import World
 from tests.ray.conftest import write_lines
 
