@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,12 +74,6 @@ def write_config(document: dict[str, Any], tmp_path: Path) -> str:
 def write_lines(path: str | Path, rows: list[dict[str, Any]]) -> str:
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
-
-
-def ka2l(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, on the tests' Ray."""
-    command = [sys.executable, "-m", "ka2l_ray.jobs.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ import pytest
 from ka2l_ray.actors.language_model import Engines
 from ka2l_ray.jobs.driver import _Loop
 from ka2l_ray.store import Artefact, RunStore
-from tests.ray.conftest import ka2l, resolved, write_config, write_lines
+from tests.ray.commands import ka2l
+from tests.ray.conftest import resolved, write_config, write_lines
 
 
 def artefact(**facts: Any) -> Artefact:

@@ -17,7 +17,8 @@ from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingCon
 from ka2l_ray.jobs.inputs import Inputs
 from ka2l_ray.jobs.sample import sample
 from ka2l_ray.store import Artefact, RunStore, StageDirectory
-from tests.ray.conftest import ka2l, write_config
+from tests.ray.commands import ka2l
+from tests.ray.conftest import write_config
 
 ENGINE = EngineConfig(shard_size=8, batch_tokens=2048)
 

@@ -11,7 +11,8 @@ import pytest
 
 from ka2l_ray.ranking import auroc
 from ka2l_ray.store import RunStore
-from tests.ray.conftest import ka2l, write_config
+from tests.ray.commands import ka2l
+from tests.ray.conftest import write_config
 
 pytestmark = pytest.mark.shared
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from ka2l_ray.store import RunStore
-from tests.ray.conftest import ka2l, small_config, write_config
-
-# Runs the command line, and kills its own process with SIGKILL inside the named artefact: when the pattern matches a file
-# of its work directory (something is written, not all), or when it is built but not committed.
-KILLED_DRIVER = """
-import os, signal, sys, threading, time
-from pathlib import Path
-from ka2l_ray import store
-target, pattern, *arguments = sys.argv[1:]
-build_artefact = store._build
-
-def build_and_die(storage, name, inputs, build):
-    def dying(work):
-        def watch():
-            while not list(Path(work.root).glob(pattern)):
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGKILL)
-        if pattern:
-            threading.Thread(target=watch, daemon=True).start()
-        facts = build(work)
-        os.kill(os.getpid(), signal.SIGKILL)
-        return facts
-    return build_artefact(storage, name, inputs, dying if name == target else build)
-
-store._build = build_and_die
-sys.argv = ["ka2l", *arguments]
-from ka2l_ray.jobs.cli import main
-main()
-"""
+from tests.ray.commands import ka2l, ka2l_killed_in
+from tests.ray.conftest import small_config, write_config
 
 KILLS = [
     ("rounds/000/samples", "part-*.parquet"),
@@ -75,8 +46,7 @@ def test_killed_in_every_stage_in_turn_ends_as_the_undisturbed_run(
     config = write_config(small_config(world_files, output), tmp_path)
     committed: dict[str, Any] = {}
     for target, pattern in KILLS:
-        command = [sys.executable, "-c", KILLED_DRIVER, target, pattern, "run", config]
-        killed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        killed = ka2l_killed_in(target, pattern, "run", config)
         assert killed.returncode == -signal.SIGKILL, f"{target}: {killed.stderr}"
         manifest = _manifest(output)
         assert target not in manifest
@@ -95,10 +65,8 @@ def test_killed_in_every_stage_in_turn_ends_as_the_undisturbed_run(
 def test_shards_finished_before_the_kill_are_not_sampled_again(world_files: dict[str, str], tmp_path: Path) -> None:
     output = str(tmp_path / "run")
     config = write_config(small_config(world_files, output), tmp_path)
-    command = [sys.executable, "-c", KILLED_DRIVER, "rounds/000/samples", "part-00002.parquet", "run", config]
-    assert subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == -signal.SIGKILL
-    command = [sys.executable, "-c", KILLED_DRIVER, "rounds/000/hidden_states", "", "run", config]
-    assert subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == -signal.SIGKILL
+    assert ka2l_killed_in("rounds/000/samples", "part-00002.parquet", "run", config).returncode == -signal.SIGKILL
+    assert ka2l_killed_in("rounds/000/hidden_states", "", "run", config).returncode == -signal.SIGKILL
     facts = _manifest(output)["rounds/000/samples"]["facts"]
     assert facts["rows"] == 100
     assert facts["resumed_rows"] >= 3 * 16
