@@ -16,7 +16,7 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["ka2l_ray.jobs.cli_stages", "ka2l_ray.jobs.driver", "ka2l_ray.jobs.inputs", "ka2l_ray.report"])
 
 
-def ka2l(*arguments: str, timeout: float = 300, first: Callable[[], Any] | None = None) -> subprocess.CompletedProcess[str]:
+def ka2l(*arguments: str, timeout: float = 1200, first: Callable[[], Any] | None = None) -> subprocess.CompletedProcess[str]:
     """``ka2l ARGUMENTS`` on the tests' Ray. ``first`` (importable by name) is called in the process before."""
     with tempfile.TemporaryDirectory() as folder:
         process = _SERVER.Process(target=_command, args=(arguments, folder, first))

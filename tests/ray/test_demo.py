@@ -20,7 +20,7 @@ def test_the_demo_writes_its_summary_and_report(tmp_path: Path) -> None:
     overrides = [word for override in smaller for word in ("-o", override)]
     command = [sys.executable, "-m", "ka2l_ray.jobs.cli", "demo", "--out", str(tmp_path / "demo"), *overrides]
     alone = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # the demo starts its own Ray
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=alone)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False, env=alone)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert summary["se_auroc_truth"] >= 0.9

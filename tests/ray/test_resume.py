@@ -38,7 +38,7 @@ def undisturbed(world_files: dict[str, str], tmp_path_factory: pytest.TempPathFa
     return RunStore(str(folder / "run"))
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(5400)
 def test_killed_in_every_stage_in_turn_ends_as_the_undisturbed_run(
     undisturbed: RunStore, world_files: dict[str, str], tmp_path: Path
 ) -> None:
