@@ -42,7 +42,7 @@ def sampled(out: Path, asked: Artefact) -> Artefact:
 
 def kill_process(title: str, when: Any, killed: list[int]) -> None:
     """Wait until ``when()`` and a process of that title is there, then kill -9 it, once."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 1200
     while time.monotonic() < deadline:
         if when():
             for process in psutil.process_iter(["cmdline"]):
