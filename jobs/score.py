@@ -49,10 +49,10 @@ def score(
     }
     if probe is None and not next_token_entropy:
         raise UserError("score: nothing to compute; give a probe, or ask for the next-token entropy")
-    if probe is not None:
-        _check_fits(probe, model)
 
     def build(work: Storage) -> dict[str, Any]:
+        if probe is not None:
+            _check_fits(probe, model)
         map_rows(
             questions.storage,
             work,

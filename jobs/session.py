@@ -19,8 +19,6 @@ logger = logging.getLogger(__name__)
 # A driver needs a model actor, the workers of one stage and that stage's readers side by side, even on two cores.
 LEAST_CPUS_PER_DRIVER = 3
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
-
-
 LOCAL_CLUSTER = "KA2L_RAY_LOCAL_CLUSTER"  # its address, for commands started beside it: they share its environment
 
 
@@ -39,20 +37,15 @@ def ray_session(address: str | None, *, drivers: int = 1, use_gpu: bool = False)
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    with _environment({} if address else _worker_environment(use_gpu)):
-        if address:
-            _join(address, use_gpu)
-        else:
-            _start(max(os.cpu_count() or 1, LEAST_CPUS_PER_DRIVER * drivers))
+    cpus = max(os.cpu_count() or 1, LEAST_CPUS_PER_DRIVER * drivers)
+    with _joined(address, use_gpu) if address else _started(cpus, use_gpu):
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
-        try:
-            yield
-        finally:
-            ray.shutdown()
+        yield
 
 
-def _join(address: str, use_gpu: bool) -> None:
+@contextmanager
+def _joined(address: str, use_gpu: bool) -> Iterator[None]:
     beside = address == os.environ.get(LOCAL_CLUSTER)
     environment = None if beside else {"env_vars": _worker_environment(use_gpu)}
     try:
@@ -61,29 +54,31 @@ def _join(address: str, use_gpu: bool) -> None:
         raise UserError(
             f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one, or leave ray_address out"
         ) from None
-
-
-def _start(cpus: int) -> None:
-    """A local cluster. Its workers take this process's environment: with a runtime_env none that Ray starts ahead would do."""
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-        log_to_driver=False,
-    )
-    os.environ[LOCAL_CLUSTER] = ray.get_runtime_context().gcs_address
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set ``variables`` for a while; what was there before comes back."""
-    before = {name: os.environ.get(name) for name in (*variables, LOCAL_CLUSTER)} if variables else {}
-    os.environ.update(variables)
     try:
         yield
     finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _started(cpus: int, use_gpu: bool) -> Iterator[None]:
+    """A local cluster. Its workers take this process's environment: with a runtime_env none that Ray starts ahead would do."""
+    variables = _worker_environment(use_gpu)
+    before = {name: os.environ.get(name) for name in (*variables, LOCAL_CLUSTER)}
+    os.environ.update(variables)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
+        os.environ[LOCAL_CLUSTER] = ray.get_runtime_context().gcs_address
+        yield
+    finally:
+        ray.shutdown()
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

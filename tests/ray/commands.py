@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from ka2l_ray import store
+from ka2l_ray.jobs.cli import main
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["ka2l_ray.jobs.cli_stages", "ka2l_ray.jobs.driver", "ka2l_ray.jobs.inputs", "ka2l_ray.report"])
@@ -39,8 +45,6 @@ def ka2l_killed_in(target: str, pattern: str, *arguments: str) -> subprocess.Com
 def _command(arguments: tuple[str, ...], folder: str, first: Callable[[], Any] | None) -> None:
     for descriptor in (1, 2):
         os.dup2(os.open(f"{folder}/{descriptor}", os.O_WRONLY | os.O_CREAT), descriptor)
-    from ka2l_ray.jobs.cli import main
-
     if first is not None:
         first()
     sys.argv = ["ka2l", *arguments]
@@ -48,12 +52,6 @@ def _command(arguments: tuple[str, ...], folder: str, first: Callable[[], Any] |
 
 
 def _die_inside(target: str, pattern: str) -> None:
-    import signal
-    import threading
-    import time
-
-    from ka2l_ray import store
-
     build_artefact: Any = store._build
 
     def build_and_die(storage: Any, name: str, inputs: Any, build: Any) -> Any:
