@@ -16,7 +16,7 @@ demo: install  ## two rounds of ka2l and of random on the bundled world
 	$(BIN)/ka2l demo
 
 test: install  ## everything, on real components and tiny models
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

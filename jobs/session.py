@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 # A driver needs a model actor, the workers of one stage and that stage's readers side by side, even on two cores.
 LEAST_CPUS_PER_DRIVER = 3
 LOCAL_OBJECT_STORE_BYTES = 512 * 2**20
+# Processes that Ray starts for large clusters, at two seconds of processor time each: a pass of Ray Data has 32 readers of
+# Parquet footers unless told otherwise, and a training a watcher for machines that are about to be taken away.
+FEWER_PROCESSES = {"RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 LOCAL_CLUSTER = "KA2L_RAY_LOCAL_CLUSTER"  # its address, for commands started beside it: they share its environment
 
 
@@ -63,7 +66,7 @@ def _joined(address: str, use_gpu: bool) -> Iterator[None]:
 @contextmanager
 def _started(cpus: int, use_gpu: bool) -> Iterator[None]:
     """A local cluster. Its workers take this process's environment: with a runtime_env none that Ray starts ahead would do."""
-    variables = _worker_environment(use_gpu)
+    variables = {**_worker_environment(use_gpu), **FEWER_PROCESSES}
     before = {name: os.environ.get(name) for name in (*variables, LOCAL_CLUSTER)}
     os.environ.update(variables)
     try:

@@ -27,7 +27,7 @@ from transformers import DebertaV2Config, DebertaV2ForSequenceClassification, Pr
 from ka2l_ray.world.facts import Value, World
 from ka2l_ray.world.lexicon import PHRASINGS, VAGUE
 from ka2l_ray.world.tokenizer import judge_tokenizer
-from ka2l_ray.world.train_student import learning_rate_factor
+from ka2l_ray.world.train_student import has_fast_bfloat16, learning_rate_factor
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def train_judge(
         examples = [source.draw() for _ in range(batch_size)]
         batch = tokenizer([e.premise for e in examples], [e.hypothesis for e in examples], padding=True, return_tensors="pt")
         targets = torch.tensor([LABELS.index(e.label) for e in examples])
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
             logits = model(**batch).logits
         loss = torch.nn.functional.cross_entropy(logits.float(), targets)
         loss.backward()

@@ -84,6 +84,11 @@ def answer_loss(model: LlamaForCausalLM, input_ids_BT: Tensor, labels_BT: Tensor
     return torch.nn.functional.cross_entropy(logits_NV.float(), targets_BT[kept_BT])
 
 
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself; emulated, it takes longer than float32."""
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
     """Linear warm-up, then cosine to zero."""
     if step < warmup:
@@ -119,7 +124,7 @@ def train_student(
     stream = batches(world, tokenizer, batch_size, random.Random(seed))
     for step in range(1, steps + 1):
         input_ids_BT, labels_BT = next(stream)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
             loss = answer_loss(model, input_ids_BT, labels_BT)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
