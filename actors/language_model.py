@@ -1,32 +1,29 @@
-"""Actors that hold the language model, and the pool that shares shards of questions out among them.
-
-An actor writes what it computes; the driver sees only counts. Ray restarts an actor that dies and runs its shard again; as a
-shard is a fixed list of questions with seeds of their own, the second attempt writes the same rows.
-"""
+"""The actor that holds one replica of the language model, and what it does with a shard of questions."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 import ray
 import torch
-from ray.util import ActorPool
 
 from ka2l_ray import schema
+from ka2l_ray.actors.vllm_engine import VLLM_MOST_SAMPLES, EngineLost, VLLMEngine, require_vllm
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.language_model import Generation, LanguageModel, model_identity
+from ka2l_ray.language_model import Generation, LanguageModel
+from ka2l_ray.model_files import adapter_rank, check_is_model, model_identity
 from ka2l_ray.prompts import Prompter
+from ka2l_ray.schema import Position
 from ka2l_ray.seeds import derive_seed
 from ka2l_ray.storage import Storage
 
-logger = logging.getLogger(__name__)
-
-MAX_RESTARTS = 3
+COUNTS = b"counts"  # in a shard's file metadata: what it cost, so that a stage that went on adds up to the same
 
 
 @dataclass(frozen=True)
@@ -46,161 +43,247 @@ class Model:
         return {"base": model_identity(self.base), "adapter": self.adapter_key, "prompt": self.prompt.model_dump(mode="json")}
 
 
+def engine_identity(engine: EngineConfig, backend: str) -> dict[str, Any]:
+    """For content keys: what of the engine may change a number."""
+    batching = {"shard_size": engine.shard_size, "batch_tokens": engine.batch_tokens}
+    if backend == "transformers":
+        return {"backend": backend, **batching}
+    return {"backend": backend, "max_model_len": engine.max_model_len, "vllm": engine.vllm}
+
+
+def check_engine(model: ModelConfig, engine: EngineConfig, k: int) -> None:
+    """Raise a UserError for what the engine would refuse, or wait for in vain, once it is started."""
+    config = check_is_model(model)
+    heads = int(config.num_attention_heads)
+    if heads % engine.tensor_parallel:
+        fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        raise UserError(
+            f"engine.tensor_parallel is {engine.tensor_parallel}, which does not divide the {heads} attention heads of "
+            f"{model.path}; choose one of {fitting}"
+        )
+    longest = getattr(config, "max_position_embeddings", None)
+    if engine.max_model_len and longest and engine.max_model_len > longest:
+        raise UserError(f"engine.max_model_len is {engine.max_model_len}, {model.path} takes {longest} tokens; lower it")
+    if engine.name == "vllm":
+        require_vllm()
+        if k > VLLM_MOST_SAMPLES:
+            raise UserError(f"sampling.k is {k}, vLLM takes {VLLM_MOST_SAMPLES} a request; lower it")
+
+
+@dataclass(frozen=True)
+class Role:
+    """What an engine is started for. Engines of equal roles serve each other's stages; adapters come and go."""
+
+    base: ModelConfig
+    prompt: PromptConfig
+    backend: Literal["transformers", "vllm"]
+    engine: EngineConfig
+    lora_rank: int
+    layers: tuple[int, ...] | None = None
+    """vLLM keeps the states of these layers; None: it generates."""
+
+    @classmethod
+    def of(cls, model: Model, method: str, arguments: tuple[Any, ...], engine: EngineConfig, lora_rank: int) -> Self:
+        backend = engine.hidden_states if method == "hidden_states" else engine.name
+        if backend == "transformers":
+            return cls(model.base, model.prompt, backend, engine, 0)
+        rank = max(lora_rank, adapter_rank(model.adapter) if model.adapter else 0)
+        layers = None
+        if method == "hidden_states":
+            layers = tuple(arguments[0])
+        return cls(model.base, model.prompt, backend, engine, rank, layers)
+
+
 @ray.remote
 class LanguageModelActor:
-    """One replica of the language model."""
+    """One replica of the language model. It loads with its first shard: what is wrong comes back as that shard's error."""
 
-    def __init__(self, model: Model, threads: int) -> None:
+    def __init__(self, role: Role, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.language_model = LanguageModel(model.base, adapter=model.adapter)
-        self.prompter = Prompter(self.language_model.tokenizer, model.prompt)
+        self.role = role
+        self.engine: LanguageModel | VLLMEngine | None = None
+
+    def run(
+        self,
+        method: str,
+        out: str,
+        file: str,
+        questions: pa.Table,
+        adapter: str | None,
+        adapter_key: str | None,
+        arguments: tuple[Any, ...],
+    ) -> int:
+        """One of the methods below on a shard, written as ``file``; its rows.
+
+        Raises:
+            UserError: wrong input.
+            EngineLost: this engine can do no more.
+        """
+        try:
+            engine = self._engine()
+            engine.use_adapter(adapter, adapter_key)
+            encoded = self._encode(questions)
+            table, counts = getattr(self, method)(questions, encoded, *arguments)
+        except torch.AcceleratorError as error:  # a CUDA error stays for the life of the process
+            raise EngineLost(str(error)) from error
+        counts = {"prompt_tokens": sum(map(len, encoded)), **counts}
+        Storage(out).write_table(file, with_counts(table, counts))
+        return len(table)
+
+    def give_up(self, method: str, out: str, file: str, questions: pa.Table, reason: str, arguments: tuple[Any, ...]) -> None:
+        """Write questions that cannot be done: nulls and an error, in the method's schema."""
+        table_schema = self._schema(method, arguments)
+        given = {"question_id": questions["question_id"], "question": questions["question"]}
+        given["error"] = pa.array([reason] * len(questions))
+        columns = [given.get(field.name, pa.nulls(len(questions), field.type)) for field in table_schema]
+        table = pa.Table.from_arrays(columns, schema=table_schema)
+        Storage(out).write_table(file, with_counts(table, {"errors": len(table)}))
 
     def sample(
-        self, out: str, name: str, questions: pa.Table, sampling: SamplingConfig, batch_tokens: int, seed: tuple[int, ...]
-    ) -> dict[str, int]:
-        """Samples a shard and writes it as ``name``; rows of ``schema.SAMPLES``."""
+        self,
+        questions: pa.Table,
+        encoded: list[list[int]],
+        sampling: SamplingConfig,
+        seed: tuple[int, ...],
+        first: int,
+        last: int,
+    ) -> tuple[pa.Table, dict[str, int]]:
+        """Samples ``first`` to ``last`` - 1 of each question, with the greedy-like answer to the first of them; rows of
+        ``schema.SAMPLES``."""
         question_ids = questions["question_id"].to_pylist()
-        prompts = [self.prompter.prompt(question) for question in questions["question"].to_pylist()]
-        encoded = [self.prompter.encode(prompt) for prompt in prompts]
-        answers = self.language_model.generate(
-            encoded,
-            [[derive_seed(*seed, question_id, j) for j in range(sampling.k + 1)] for question_id in question_ids],
-            [sampling.temperature] * sampling.k + [sampling.greedy_temperature],
-            max_tokens=sampling.max_tokens,
-            stop=sampling.stop,
-            batch_tokens=batch_tokens,
-        )
-        columns = {"question_id": question_ids, "question": questions["question"].to_pylist(), "prompt": prompts}
-        table = pa.table({**columns, **_answer_columns(answers)}, schema=schema.SAMPLES)
-        Storage(out).write_table(name, table)
-        generated = sum(len(a.token_ids) for row in answers for a in row)
-        return {"rows": len(table), "prompt_tokens": sum(map(len, encoded)), "generated_tokens": generated}
+        samples = list(range(first, last))
+        temperatures = [sampling.temperature] * len(samples)
+        if first == 0:
+            samples.append(sampling.k)
+            temperatures.append(sampling.greedy_temperature)
+        seeds = [self._seeds(seed, question_id, samples) for question_id in question_ids]
+        answers = self._generate(encoded, seeds, temperatures, sampling)
+        columns = {
+            "question_id": question_ids,
+            "question": questions["question"].to_pylist(),
+            "prompt": [self.prompter.prompt(question) for question in questions["question"].to_pylist()],
+            **_answer_columns([row[: last - first] for row in answers]),
+            **_greedy_columns([row[-1] if first == 0 else None for row in answers]),
+            "error": [None] * len(question_ids),
+        }
+        return pa.table(columns, schema=schema.SAMPLES), {
+            "generated_tokens": sum(len(a.token_ids) for row in answers for a in row)
+        }
 
     def answer(
-        self, out: str, name: str, questions: pa.Table, sampling: SamplingConfig, batch_tokens: int, seed: tuple[int, ...]
-    ) -> dict[str, int]:
-        """One greedy-like answer a question, written as ``name``: question_id, prediction."""
+        self, questions: pa.Table, encoded: list[list[int]], sampling: SamplingConfig, seed: tuple[int, ...]
+    ) -> tuple[pa.Table, dict[str, int]]:
+        """One greedy-like answer a question; rows of ``schema.PREDICTIONS``."""
         question_ids = questions["question_id"].to_pylist()
-        encoded = [self.prompter.encode(self.prompter.prompt(question)) for question in questions["question"].to_pylist()]
-        answers = self.language_model.generate(
-            encoded,
-            [[derive_seed(*seed, question_id)] for question_id in question_ids],
-            [sampling.greedy_temperature],
-            max_tokens=sampling.max_tokens,
-            stop=sampling.stop,
-            batch_tokens=batch_tokens,
-        )
-        table = pa.table({"question_id": question_ids, "prediction": [row[0].text for row in answers]})
-        Storage(out).write_table(name, table)
-        generated = sum(len(row[0].token_ids) for row in answers)
-        return {"rows": len(table), "prompt_tokens": sum(map(len, encoded)), "generated_tokens": generated}
+        seeds = [[derive_seed(*seed, question_id)] for question_id in question_ids]
+        answers = self._generate(encoded, seeds, [sampling.greedy_temperature], sampling)
+        columns = {
+            "question_id": question_ids,
+            "question": questions["question"].to_pylist(),
+            "prediction": [row[0].text for row in answers],
+            "error": [None] * len(question_ids),
+        }
+        return pa.table(columns, schema=schema.PREDICTIONS), {"generated_tokens": sum(len(row[0].token_ids) for row in answers)}
 
     def hidden_states(
-        self, out: str, name: str, questions: pa.Table, layers: list[int] | None, batch_tokens: int
-    ) -> dict[str, int]:
-        """Last-prompt-token states of a shard at ``layers`` (None: all), written as ``name``; ``schema.hidden_states``."""
-        language_model = self.language_model
-        wanted = list(range(language_model.n_layers + 1)) if layers is None else layers
-        language_model.check_layers(wanted)
-        encoded = [self.prompter.encode(self.prompter.prompt(question)) for question in questions["question"].to_pylist()]
-        stored = torch.float32 if language_model.dtype == torch.float32 else torch.float16  # Parquet has no bfloat16
-        gathered = {layer: torch.empty(len(encoded), language_model.hidden_size, dtype=stored) for layer in wanted}
-        for rows, states in language_model.last_token_states(encoded, wanted, batch_tokens=batch_tokens):
-            for layer in wanted:
+        self, questions: pa.Table, encoded: list[list[int]], layers: list[int], position: Position
+    ) -> tuple[pa.Table, dict[str, int]]:
+        """States at ``layers``; rows of ``schema.hidden_states``. ``answer_token`` reads the answers from the samples table."""
+        engine = self._engine()
+        table_schema = self._schema("hidden_states", (layers, position))
+        if position == "answer_token":
+            answers = questions["greedy_token_ids"].to_pylist()
+            encoded = [[*prompt, *answer[:-1]] for prompt, answer in zip(encoded, answers, strict=True)]
+        stored = stored_dtype(engine.dtype)
+        gathered = {layer: torch.empty(len(encoded), engine.hidden_size, dtype=stored) for layer in layers}
+        for rows, states in engine.last_token_states(encoded, layers, batch_tokens=self.role.engine.batch_tokens):
+            for layer in layers:
                 gathered[layer][rows] = states[layer].to("cpu", stored)
-        kind = pa.float32() if stored == torch.float32 else pa.float16()
-        table_schema = schema.hidden_states(
-            language_model.hidden_size, wanted, kind, str(language_model.dtype).removeprefix("torch.")
+        columns = [pa.FixedSizeListArray.from_arrays(gathered[layer].numpy().ravel(), engine.hidden_size) for layer in layers]
+        arrays = [questions["question_id"], questions["question"], pa.nulls(len(questions), pa.string()), *columns]
+        return pa.Table.from_arrays(arrays, schema=table_schema), {}
+
+    def close(self) -> None:
+        """End what the engine started besides this process."""
+        if isinstance(self.engine, VLLMEngine):
+            self.engine.close()
+
+    def _engine(self) -> LanguageModel | VLLMEngine:
+        if self.engine is None:
+            role = self.role
+            if role.backend == "vllm":
+                self.engine = VLLMEngine(role.base, role.engine, lora_rank=role.lora_rank, layers=role.layers)
+            else:
+                self.engine = LanguageModel(role.base)
+            self.prompter = Prompter(self.engine.tokenizer, role.prompt)
+        return self.engine
+
+    def _encode(self, questions: pa.Table) -> list[list[int]]:
+        """Token ids of the prompts.
+
+        Raises:
+            UserError: a prompt is longer than the engine takes.
+        """
+        encoded = [self.prompter.encode(self.prompter.prompt(question)) for question in questions["question"].to_pylist()]
+        room = min(self._engine().max_length, self.role.engine.max_model_len or sys.maxsize)
+        for question_id, ids in zip(questions["question_id"].to_pylist(), encoded, strict=True):
+            if len(ids) >= room:
+                raise UserError(
+                    f"question '{question_id}': its prompt has {len(ids)} tokens, the engine takes {room} with the answer; "
+                    "raise engine.max_model_len, or leave the question out"
+                )
+        return encoded
+
+    def _generate(
+        self, encoded: list[list[int]], seeds: list[list[int]], temperatures: list[float], sampling: SamplingConfig
+    ) -> list[list[Generation]]:
+        return self._engine().generate(
+            encoded,
+            seeds,
+            temperatures,
+            max_tokens=sampling.max_tokens,
+            stop=sampling.stop,
+            batch_tokens=self.role.engine.batch_tokens,
         )
-        columns = [
-            pa.FixedSizeListArray.from_arrays(gathered[layer].numpy().ravel(), language_model.hidden_size) for layer in wanted
-        ]
-        table = pa.Table.from_arrays([questions["question_id"], questions["question"], *columns], schema=table_schema)
-        Storage(out).write_table(name, table)
-        return {"rows": len(table), "prompt_tokens": sum(map(len, encoded))}
+
+    def _seeds(self, seed: tuple[int, ...], question_id: str, samples: Sequence[int]) -> list[int]:
+        """Of a question's samples. vLLM derives those of one request itself, from its first seed on."""
+        if self.role.backend == "vllm":
+            first = derive_seed(*seed, question_id, 0)
+            return [first + j for j in samples]
+        return [derive_seed(*seed, question_id, j) for j in samples]
+
+    def _schema(self, method: str, arguments: tuple[Any, ...]) -> pa.Schema:
+        if method == "hidden_states":
+            engine = self._engine()
+            kind = pa.float32() if stored_dtype(engine.dtype) == torch.float32 else pa.float16()
+            dtype = str(engine.dtype).removeprefix("torch.")
+            return schema.hidden_states(engine.hidden_size, arguments[0], kind, dtype, arguments[1])
+        return {"sample": schema.SAMPLES, "answer": schema.PREDICTIONS}[method]
+
+
+def with_counts(table: pa.Table, counts: dict[str, int]) -> pa.Table:
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), COUNTS: json.dumps(counts).encode()})
+
+
+def stored_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of hidden states in Parquet, which has no bfloat16."""
+    return torch.float32 if dtype == torch.float32 else torch.float16
 
 
 def _answer_columns(answers: Sequence[Sequence[Generation]]) -> dict[str, list[Any]]:
-    """Columns of the k samples; the last of each row is the greedy-like answer."""
+    """Columns of the samples."""
     return {
-        "generations": [[a.text for a in row[:-1]] for row in answers],
-        "token_ids": [[a.token_ids for a in row[:-1]] for row in answers],
-        "token_logprobs": [[a.token_logprobs for a in row[:-1]] for row in answers],
-        "finish_reasons": [[a.finish_reason for a in row[:-1]] for row in answers],
-        "greedy": [row[-1].text for row in answers],
-        "greedy_logprob": [sum(row[-1].token_logprobs) for row in answers],
+        "generations": [[a.text for a in row] for row in answers],
+        "token_ids": [[a.token_ids for a in row] for row in answers],
+        "token_logprobs": [[a.token_logprobs for a in row] for row in answers],
+        "finish_reasons": [[a.finish_reason for a in row] for row in answers],
     }
 
 
-class Engines:
-    """The actors of one model at a time; they stay while stages ask for the same model."""
-
-    def __init__(self, config: EngineConfig) -> None:
-        self.config = config
-        self.model: Model | None = None
-        self.actors: list[Any] = []
-
-    def run_shards(
-        self,
-        model: Model,
-        method: str,
-        work: Storage,
-        questions: pa.Table,
-        arguments: tuple[Any, ...],
-        on_shard: Callable[[int, int], None],
-    ) -> dict[str, int]:
-        """Run an actor method over all shards of ``questions`` that are not yet written, and add up its counts.
-
-        Args:
-            method: of ``LanguageModelActor``; called as method(out, name, shard, *arguments).
-            work: where the shards are written, as ``part-00000.parquet`` and so on.
-            on_shard: told (questions done, questions in all) after each shard.
-        """
-        size = self.config.shard_size
-        shards = [(f"part-{i // size:05d}.parquet", questions.slice(i, size)) for i in range(0, len(questions), size)]
-        written = set(work.parquet_files())
-        missing = [shard for shard in shards if shard[0] not in written]
-        done = sum(len(rows) for name, rows in shards if name in written)
-        on_shard(done, len(questions))
-        totals: dict[str, int] = {"resumed_rows": done}
-        if missing:
-            pool = ActorPool(self._actors_of(model))
-            submit: Any = lambda actor, shard: getattr(actor, method).remote(work.url(), *shard, *arguments)  # noqa: E731
-            for counts in pool.map_unordered(submit, missing):
-                done += counts["rows"]
-                for name, value in counts.items():
-                    totals[name] = totals.get(name, 0) + value
-                on_shard(done, len(questions))
-        totals["rows"] = len(questions)
-        lost = sorted({name for name, _ in shards} - set(work.parquet_files()))
-        if lost:
-            raise UserError(
-                f"{work.url()}: {lost[0]} was written but is not here; the output must lie on storage that all nodes share"
-            )
-        return totals
-
-    def _actors_of(self, model: Model) -> list[Any]:
-        if self.model != model:
-            self.release()
-            actor: Any = LanguageModelActor
-            options = actor.options(
-                num_cpus=self.config.cpus,
-                num_gpus=self.config.gpus,
-                max_restarts=MAX_RESTARTS,
-                max_task_retries=MAX_RESTARTS,
-            )
-            self.actors = [options.remote(model, max(1, int(self.config.cpus))) for _ in range(self.config.replicas)]
-            self.model = model
-        return self.actors
-
-    def release(self) -> None:
-        """End the actors and free what they hold."""
-        for actor in self.actors:
-            ray.kill(actor)
-        self.actors, self.model = [], None
-
-    def make_room(self, cpus: float, gpus: float) -> None:
-        """End the actors if a stage that wants ``cpus`` and ``gpus`` could not start, or not read, beside them."""
-        free = ray.available_resources()
-        if self.actors and (free.get("CPU", 0) < cpus + 1 or free.get("GPU", 0) < gpus):
-            self.release()
+def _greedy_columns(answers: Sequence[Generation | None]) -> dict[str, list[Any]]:
+    return {
+        "greedy": [a and a.text for a in answers],
+        "greedy_token_ids": [a and a.token_ids for a in answers],
+        "greedy_logprob": [a and sum(a.token_logprobs) for a in answers],
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,10 +11,16 @@ import torch
 
 from ka2l_ray import schema
 from ka2l_ray.actors.language_model import Model
+from ka2l_ray.errors import UserError
 from ka2l_ray.language_model import LanguageModel
 from ka2l_ray.probes import p_unknown, probe_from_bytes
 from ka2l_ray.prompts import Prompter
 from ka2l_ray.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+
+ERRORS_ALLOWED = 1000  # of one worker: more is no matter of single questions
 
 
 class ScoreBatch:
@@ -33,6 +41,7 @@ class ScoreBatch:
         self.next_token_entropy = next_token_entropy
         self.exclude = pa.array(sorted(exclude), pa.string())
         self.batch_tokens = batch_tokens
+        self.errors = 0
         self.probe, self.layer = None, None
         if probe is not None:
             self.probe, card = probe_from_bytes(Storage(probe).read_bytes("probe.safetensors"), probe)
@@ -40,8 +49,34 @@ class ScoreBatch:
             self.layer = card.layer
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        batch = batch.filter(pc.invert(pc.is_in(batch["question_id"], value_set=self.exclude)))
+        return self._apart(batch.filter(pc.invert(pc.is_in(batch["question_id"], value_set=self.exclude))))
+
+    def _apart(self, batch: pa.Table) -> pa.Table:
+        """Scores of a batch; where it fails, of its halves, until the question at fault stands alone with its error."""
+        try:
+            return self._score(batch)
+        except (UserError, torch.AcceleratorError):
+            raise
+        except Exception as error:
+            logger.warning("%d questions failed: %s", len(batch), error)
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                return pa.concat_tables([self._apart(batch.slice(0, middle)), self._apart(batch.slice(middle))])
+            self.errors += 1
+            if self.errors > ERRORS_ALLOWED:
+                raise
+            nothing = {name: pa.nulls(1, schema.SCORES.field(name).type) for name in schema.SCORES.names[2:-1]}
+            reason = pa.array([f"{type(error).__name__}: {error}"[:300]])
+            return pa.table(
+                {"question_id": batch["question_id"], "question": batch["question"], **nothing, "error": reason},
+                schema=schema.SCORES,
+            )
+
+    def _score(self, batch: pa.Table) -> pa.Table:
         encoded = [self.prompter.encode(self.prompter.prompt(question)) for question in batch["question"].to_pylist()]
+        too_long = max(map(len, encoded), default=0)
+        if too_long > self.language_model.max_length:
+            raise ValueError(f"a prompt of {too_long} tokens; the model takes {self.language_model.max_length}")
         last = self.language_model.n_layers
         layers = sorted({layer for layer in (self.layer, last if self.next_token_entropy else None) if layer is not None})
         probabilities = np.full(len(encoded), np.nan, np.float32)
@@ -58,6 +93,7 @@ class ScoreBatch:
                 "p_unknown": pa.array(probabilities, from_pandas=True),
                 "next_token_entropy": pa.array(entropies, from_pandas=True),
                 "semantic_entropy": pa.nulls(len(encoded), pa.float64()),
+                "error": pa.nulls(len(encoded), pa.string()),
             },
             schema=schema.SCORES,
         )

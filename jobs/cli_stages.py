@@ -39,7 +39,7 @@ class Stage:
 def stage(out: str, overrides: list[str] | None, values: dict[str, Any], *, on_ray: bool = True) -> Iterator[Stage]:
     """Configuration, output and inputs of one stage, on a Ray cluster if it needs one; errors become a line and an exit code."""
     with reported():
-        from ka2l_ray.actors.language_model import Engines
+        from ka2l_ray.actors.engines import Engines
         from ka2l_ray.jobs.inputs import Inputs
         from ka2l_ray.jobs.session import ray_session
         from ka2l_ray.store import StageDirectory
@@ -68,7 +68,7 @@ def sample(
     out: Out,
     k: Annotated[int, typer.Option("--k", help="Answers a question, two at least.")] = 10,
     temperature: Annotated[float, typer.Option("--temperature", help="Of the k answers.")] = 1.0,
-    engine: Annotated[str, typer.Option("--engine", help="Backend: transformers.")] = "transformers",
+    engine: Annotated[str, typer.Option("--engine", help="Backend: transformers or vllm.")] = "transformers",
     adapter: Adapter = None,
     seed: Seed = 0,
     override: Overrides = None,
@@ -91,6 +91,7 @@ def sample(
                 engine=at.config.engine,
                 seed=(at.config.seed, 0),
                 engines=at.engines,
+                until=at.config.entropy,
             )
         )
 
@@ -100,15 +101,21 @@ def hidden_states(
     questions: Questions,
     out: Out,
     layers: Annotated[str, typer.Option("--layers", help="'all', or layer numbers with commas; 0 is the embeddings.")] = "all",
+    position: Annotated[
+        str, typer.Option("--position", help="last_prompt_token, or answer_token: last but one of the greedy answer in samples.")
+    ] = "last_prompt_token",
     adapter: Adapter = None,
     override: Overrides = None,
 ) -> None:
     """States of the last prompt token: id, question -> one column a layer (layer_0, layer_1, ...)."""
     wanted = "all" if layers == "all" else [int(layer) if layer.strip().isdigit() else layer for layer in layers.split(",")]
     with stage(out, override, {"model.path": model, "probe.layers": wanted}) as at:
+        from ka2l_ray.errors import UserError
         from ka2l_ray.jobs.hidden_states import hidden_states as run_stage
         from ka2l_ray.jobs.inputs import external_model
 
+        if position not in ("last_prompt_token", "answer_token"):
+            raise UserError(f"--position {position}: give last_prompt_token or answer_token")
         _say(
             run_stage(
                 at.store,
@@ -118,6 +125,7 @@ def hidden_states(
                 layers=at.config.probe.layers,
                 engine=at.config.engine,
                 engines=at.engines,
+                position=position,  # type: ignore[arg-type]
             )
         )
 

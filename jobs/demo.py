@@ -34,9 +34,9 @@ def demo(out: str, seed: int, overrides: list[str]) -> None:
     """Run both arms, write ``summary.json`` and ``report.html`` in ``out``, print the table."""
     target = Path(out)
     world = World()
+    configs = {arm: _config(target, arm, seed, overrides) for arm in ARMS}
     for split in ("pool", "test"):
         _write_lines(target / f"{split}.jsonl", world.rows(split))
-    configs = {arm: _config(target, arm, seed, overrides) for arm in ARMS}
     started = time.perf_counter()
     with ray_session(None, drivers=len(ARMS)):
         run_side_by_side(configs, ray.get_runtime_context().gcs_address)

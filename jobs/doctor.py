@@ -12,17 +12,22 @@ import psutil
 import torch
 import typer
 
+from ka2l_ray.actors.engines import Engines
 from ka2l_ray.config import RunConfig, load_config
 from ka2l_ray.errors import UserError
 from ka2l_ray.evaluation import meteor_data
-from ka2l_ray.jobs.driver import check_inputs
+from ka2l_ray.jobs.plan import plan
 from ka2l_ray.world import bundled_path
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "datasets", "numpy", "pyarrow")
 
 
 def doctor(config_path: str | None) -> bool:
-    """Print one line a check; False where one failed."""
+    """Print one line a check; False where one failed.
+
+    Raises:
+        UserError: the configuration cannot be read.
+    """
     checks: list[tuple[str, Callable[[], str]]] = [
         ("packages", _packages),
         (
@@ -34,7 +39,8 @@ def doctor(config_path: str | None) -> bool:
         ("METEOR", lambda: meteor_data() or "no WordNet data: METEOR is left out (python -m nltk.downloader wordnet)"),
     ]
     if config_path is not None:
-        checks += [("configuration", lambda: _configuration(config_path)), ("output", lambda: _output(load_config(config_path)))]
+        config = load_config(config_path)
+        checks += [("configuration", lambda: _configuration(config_path, config)), ("output", lambda: _output(config))]
     healthy = True
     for name, check in checks:
         try:
@@ -65,10 +71,9 @@ def _bundled() -> str:
     return ", ".join(sizes)
 
 
-def _configuration(path: str) -> str:
-    config = load_config(path)
-    check_inputs(config)
-    needed, there = config.engine.replicas * config.engine.gpus, torch.cuda.device_count()
+def _configuration(path: str, config: RunConfig) -> str:
+    plan(config)
+    needed, there = Engines(config.engine).gpus, torch.cuda.device_count()
     if config.ray_address is None and "RAY_ADDRESS" not in os.environ and needed > there:
         raise UserError(f"engine asks for {needed:g} GPUs, this machine has {there}; lower engine.replicas or set ray_address")
     return f"{path} is valid; model, judge and files are there"
@@ -80,6 +85,8 @@ def _output(config: RunConfig) -> str:
     parent = Path(config.output).absolute()
     while not parent.exists():
         parent = parent.parent
+    if not parent.is_dir():
+        raise UserError(f"{parent}: a file, not a directory; give another output")
     if not os.access(parent, os.W_OK):
         raise UserError(f"{config.output}: cannot be written")
     return f"{config.output}, {shutil.disk_usage(parent).free / 2**30:.0f} GiB free"

@@ -18,7 +18,9 @@ import yaml
 from transformers import AutoTokenizer
 
 from ka2l_ray.acquisition import strategy
-from ka2l_ray.actors.language_model import Engines, Model
+from ka2l_ray.actors.engines import Engines
+from ka2l_ray.actors.language_model import Model, check_engine
+from ka2l_ray.actors.placement import check_supply, cluster_nodes
 from ka2l_ray.config import NOT_CONTENT, RunConfig, dump
 from ka2l_ray.errors import RunMismatchError, UserError
 from ka2l_ray.jobs.annotate import annotate, known_rows, replay
@@ -31,8 +33,8 @@ from ka2l_ray.jobs.questions import answer_key, check_disjoint, draw, input_key,
 from ka2l_ray.jobs.sample import sample
 from ka2l_ray.jobs.score import score, score_by_semantic_entropy
 from ka2l_ray.jobs.select import select
-from ka2l_ray.language_model import check_is_model
 from ka2l_ray.ledger import Ledger
+from ka2l_ray.model_files import check_is_model
 from ka2l_ray.prompts import Prompter
 from ka2l_ray.semantics.judges import load_nli_config
 from ka2l_ray.store import Artefact, RunStore, difference, flatten
@@ -40,6 +42,7 @@ from ka2l_ray.world import bundled_path
 
 logger = logging.getLogger(__name__)
 
+INPUTS = {"pool", "test", "answers"}  # artefacts that cost no model
 # Below this share of what is wanted, missing replay rows are not worth a pass of the model and the judge.
 REPLAY_SHORTFALL = 0.1
 
@@ -62,7 +65,7 @@ def run(config: RunConfig, store: RunStore) -> RunResult:
     """
     check_resources(config)
     hold_config(config, store)
-    engines = Engines(config.engine)
+    engines = Engines(config.engine, lora_rank=config.finetune.lora_rank)
     try:
         return _Loop(config, store, engines).run()
     finally:
@@ -74,6 +77,7 @@ def check_inputs(config: RunConfig) -> None:
     check_is_model(config.model)
     source = {"revision": config.model.revision, "trust_remote_code": config.model.trust_remote_code}
     Prompter(AutoTokenizer.from_pretrained(bundled_path(config.model.path), **source), config.prompt).check()
+    check_engine(config.model, config.engine, config.sampling.k)
     strategy(config.selection.strategy)
     if config.entropy.judge == "nli":
         load_nli_config(bundled_path(config.entropy.nli_model))
@@ -82,17 +86,26 @@ def check_inputs(config: RunConfig) -> None:
             input_key(path)
 
 
+def check_budget(config: RunConfig, pool: int) -> None:
+    """Raise a UserError where a round is to label more than the ``pool`` questions there are."""
+    if config.selection.budget > pool:
+        raise UserError(
+            f"selection.budget is {config.selection.budget} labels a round, {config.pool.questions} has {pool} questions; "
+            "lower the budget"
+        )
+
+
 def check_resources(config: RunConfig) -> None:
     """Raise a UserError where a stage asks for more than the whole cluster has, instead of waiting for ever."""
     there = ray.cluster_resources()
+    check_supply(config.engine, cluster_nodes())
     cpus = {
         "engine": config.engine.replicas * config.engine.cpus,
         "entropy": float(config.entropy.replicas),
         "probe": float(config.probe.workers),
         "finetune": float(config.finetune.workers),
     }
-    gpus = {name: float(workers) for name, workers in cpus.items()} if config.engine.gpus else {}
-    gpus["engine"] = config.engine.replicas * config.engine.gpus
+    gpus = {name: float(workers) for name, workers in cpus.items() if name != "engine"} if config.engine.gpus else {}
     for kind, demand, spare in (("CPU", cpus, 1), ("GPU", gpus, 0)):
         for section, wanted in demand.items():
             if wanted + spare > there.get(kind, 0):
@@ -112,11 +125,13 @@ def hold_config(config: RunConfig, store: RunStore) -> None:
             raise RunMismatchError(f"{config.output}: a config.yaml is there that no run wrote; set another output directory")
         there = content_part(yaml.safe_load(store.storage.read_bytes("config.yaml")))
         now = content_part(config.model_dump(mode="json"))
-        if there != now:
+        if there != now and set(store.manifest) - INPUTS:
             raise RunMismatchError(
                 f"{config.output}: this run was begun with another configuration ({difference(there, now)}); "
                 "set another output, or delete the directory"
             )
+        if there != now:  # it was refused before anything was computed, and is corrected
+            store.forget()
     store.log_metric("started", config.output)
     store.storage.write_bytes("config.yaml", dump(config).encode())
 
@@ -142,7 +157,7 @@ class _Loop:
 
     def run(self) -> RunResult:
         pool = questions(self.store, "pool", path=self.config.pool.questions)
-        self._check_budget(pool)
+        check_budget(self.config, pool.facts["rows"])
         answers = pool
         if self.config.annotation.answers:
             answers = answer_key(self.store, "answers", path=self.config.annotation.answers)
@@ -190,15 +205,7 @@ class _Loop:
 
     def _make_room(self, cpus: float) -> None:
         """Before a stage of other workers than the language model's; they want a GPU each where the model has one."""
-        self.engines.make_room(cpus, max(cpus, self.config.engine.replicas * self.config.engine.gpus) if self.use_gpu else 0)
-
-    def _check_budget(self, pool: Artefact) -> None:
-        if self.config.selection.budget > pool.facts["rows"]:
-            raise UserError(
-                f"selection.budget is {self.config.selection.budget} labels a round, {self.config.pool.questions} has "
-                f"{pool.facts['rows']} questions; lower the budget"
-            )
-        strategy(self.config.selection.strategy)
+        self.engines.make_room(cpus, max(cpus, self.engines.gpus) if self.use_gpu else 0)
 
     def _draw_probing_set(self, at: str, round_: int, pool: Artefact) -> Artefact:
         return draw(
@@ -221,6 +228,7 @@ class _Loop:
             engine=self.config.engine,
             seed=(self.config.seed, round_),
             engines=self.engines,
+            until=self.config.entropy,
         )
 
     def _hidden_states(self, name: str, asked: Artefact, model: Model) -> Artefact:

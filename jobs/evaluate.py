@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ka2l_ray import schema
-from ka2l_ray.actors.language_model import Engines, Model
+from ka2l_ray.actors.engines import Engines
+from ka2l_ray.actors.language_model import Model, engine_identity
 from ka2l_ray.config import EngineConfig, EvaluationConfig, SamplingConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.evaluation import METRICS, corpus_bleu, meteor_data, score_answer, split_figures
@@ -47,7 +48,7 @@ def evaluate(
         "model": model.identity(),
         "sampling": answering,
         "evaluation": config.model_dump(mode="json"),
-        "batching": {"shard_size": engine.shard_size, "batch_tokens": engine.batch_tokens},
+        "engine": engine_identity(engine, engine.name),
         "seed": list(seed),
         "before": before.key if before else None,
         "meteor": meteor_data(),
@@ -63,9 +64,7 @@ def evaluate(
             )
         answers_dir = work.at("_scratch/predictions")
         with progress(f"evaluate {name}") as update:
-            counts = engines.run_shards(
-                model, "answer", answers_dir, questions, (sampling, engine.batch_tokens, (*seed, "evaluate")), update
-            )
+            counts = engines.run_shards(model, "answer", answers_dir, questions, (sampling, (*seed, "evaluate")), update)
         table = _score(questions, answers_dir.read_table(""), before)
         work.write_table("evaluation.parquet", table)
         return {**counts, "meteor_data": meteor_data() or "absent: METEOR left out", **summarise(table, config)}
@@ -74,7 +73,8 @@ def evaluate(
 
 
 def _score(questions: pa.Table, predictions: pa.Table, before: Artefact | None) -> pa.Table:
-    prediction_of = dict(zip(predictions["question_id"].to_pylist(), predictions["prediction"].to_pylist(), strict=True))
+    texts = predictions["prediction"].fill_null("")  # a question that could not be done is answered wrongly
+    prediction_of = dict(zip(predictions["question_id"].to_pylist(), texts.to_pylist(), strict=True))
     known: dict[str, bool] = {}
     if before is not None:
         earlier = before.storage.read_table("", columns=["question_id", "exact_match"])

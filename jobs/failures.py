@@ -20,8 +20,11 @@ def reported() -> Iterator[None]:
     """Turns an exception into its line and exit code; the traceback goes to a file that the line names."""
     try:
         yield
-    except (typer.Exit, typer.Abort, KeyboardInterrupt):
+    except (typer.Exit, typer.Abort):
         raise
+    except (KeyboardInterrupt, SystemExit):  # Ray Train turns Ctrl-C into the latter
+        typer.secho("interrupted; the same command goes on where it was", err=True)
+        raise typer.Exit(130) from None
     except Exception as error:
         cause = user_error(error)
         if cause is not None:
@@ -35,7 +38,12 @@ def reported() -> Iterator[None]:
 
 
 def user_error(error: BaseException) -> str | None:
-    """The message of the UserError behind an exception, through the wrappers of Ray's workers, or None."""
+    """The message of the UserError behind an exception, through the wrappers of Ray's workers, or None.
+
+    A path that this process may not write is the user's to put right too.
+    """
+    if isinstance(error, FileExistsError | NotADirectoryError | PermissionError) and error.filename:
+        return f"{error.filename}: {(error.strerror or 'cannot be written').lower()}; give another path"
     waiting: list[BaseException] = [error]
     seen: set[int] = set()
     while waiting:

@@ -14,6 +14,7 @@ from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.questions import ROWS_PER_PART, answer_key, input_key, questions
+from ka2l_ray.model_files import check_adapter
 from ka2l_ray.questions import read_rows, row_id
 from ka2l_ray.storage import Storage, file_digest
 from ka2l_ray.store import Artefact, StageDirectory, committed_artefact
@@ -89,7 +90,7 @@ def external_model(path: str, adapter: str | None, base: ModelConfig, prompt: Pr
     """The model of a command line.
 
     Raises:
-        UserError: an adapter directory without weights.
+        UserError: no adapter there, a damaged one, or one for another model.
     """
     if adapter is None:
         return Model(base, prompt)
@@ -100,6 +101,7 @@ def external_model(path: str, adapter: str | None, base: ModelConfig, prompt: Pr
     settings = Path(adapter) / "adapter_config.json"
     if not settings.is_file():
         raise UserError(f"{adapter}: adapter_config.json is missing; give a PEFT adapter's directory")
+    check_adapter(base, adapter)
     key = committed.key if committed else f"{file_digest(weights)}-{file_digest(settings)}"
     return Model(base, prompt, str(Path(adapter).absolute()), key)
 
@@ -153,4 +155,4 @@ def _scored(place: str, row: dict[str, Any]) -> dict[str, Any]:
         if value is not None and not isinstance(value, int | float):
             raise UserError(f"{place}: '{name}' must be a number, this is {value!r}")
         columns[name] = value
-    return {"question": str(row.get("question") or ""), **columns}
+    return {"question": str(row.get("question") or ""), **columns, "error": row.get("error")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import AutoConfig
 
 from ka2l_ray.config import RunConfig
-from ka2l_ray.jobs.driver import check_inputs
+from ka2l_ray.jobs.driver import check_budget, check_inputs
 from ka2l_ray.questions import QuestionReader
 from ka2l_ray.world import bundled_path
 
@@ -21,6 +21,7 @@ def plan(config: RunConfig) -> str:
     """
     check_inputs(config)
     pool = sum(1 for _ in QuestionReader(config.pool.questions))
+    check_budget(config, pool)
     test = sum(1 for _ in QuestionReader(config.pool.test)) if config.pool.test else 0
     model = AutoConfig.from_pretrained(
         bundled_path(config.model.path), revision=config.model.revision, trust_remote_code=config.model.trust_remote_code

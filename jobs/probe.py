@@ -105,11 +105,12 @@ class ProbingRows:
 
     def __init__(self, hidden_states: Storage, entropy: Storage) -> None:
         self.storage = hidden_states
-        head = hidden_states.read_table("", columns=["question_id", "question"])
+        head = hidden_states.read_table("", columns=["question_id", "question", "error"])
         labelled = entropy.read_table("", columns=["question_id", "label"])
         label_of = dict(zip(labelled["question_id"].to_pylist(), labelled["label"].to_pylist(), strict=True))
         ids, questions = head["question_id"].to_pylist(), head["question"].to_pylist()
-        self.rows = [i for i, question_id in enumerate(ids) if question_id in label_of]
+        failed = head["error"].is_valid().to_pylist()
+        self.rows = [i for i, question_id in enumerate(ids) if question_id in label_of and not failed[i]]
         if not self.rows:
             raise UserError(f"{hidden_states.url()} and {entropy.url()} share no question; give tables of the same questions")
         self.question_ids = [ids[i] for i in self.rows]
@@ -126,7 +127,7 @@ class ProbingRows:
         """
         column = self.storage.read_table("", columns=[f"layer_{layer}"]).column(0).combine_chunks()
         dimension = column.type.list_size
-        states: NDArray[np.floating] = column.flatten().to_numpy().reshape(-1, dimension)[self.rows]
+        states: NDArray[np.floating] = column.take(pa.array(self.rows)).flatten().to_numpy().reshape(-1, dimension)
         check_finite(states, self.question_ids, layer)
         return states
 

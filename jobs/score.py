@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ka2l_ray import schema
 from ka2l_ray.actors.language_model import Model
@@ -13,7 +14,7 @@ from ka2l_ray.actors.scorer import ScoreBatch
 from ka2l_ray.config import EngineConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.streaming import map_rows
-from ka2l_ray.language_model import check_is_model
+from ka2l_ray.model_files import check_is_model
 from ka2l_ray.probes import CARD_BYTES, probe_card
 from ka2l_ray.storage import Storage, digest
 from ka2l_ray.store import Artefact, Store
@@ -68,13 +69,20 @@ def score(
             columns=["question_id", "question"],
             actors=engine.replicas,
             cpus=engine.cpus,
-            gpus=engine.gpus,
+            gpus=engine.gpus * engine.tensor_parallel * engine.pipeline_parallel,
             rows_per_block=ROWS_PER_BLOCK,
             checkpoint=work.at("_scratch/checkpoint"),
             excluded=len(exclude),
         )
-        probabilities = work.read_table("", columns=["p_unknown"])["p_unknown"].to_numpy()
-        facts: dict[str, Any] = {"rows": len(probabilities)}
+        written = work.read_table("", columns=["p_unknown", "error"])
+        errors = len(written) - written["error"].null_count
+        if errors > engine.max_error_rate * len(written):
+            raise UserError(
+                f"score: {errors} of {len(written)} questions failed, engine.max_error_rate allows {engine.max_error_rate:g}; "
+                f"one says: {pc.drop_null(written['error'])[0]}"
+            )
+        probabilities = written["p_unknown"].drop_null().to_numpy()
+        facts: dict[str, Any] = {"rows": len(written), "errors": errors}
         if probe is not None:
             facts["predicted_unknown"] = int((probabilities >= 0.5).sum())
             facts["histogram"] = np.histogram(probabilities, bins=20, range=(0, 1))[0].tolist()
@@ -107,7 +115,8 @@ def score_by_semantic_entropy(store: Store, name: str, *, entropy: Artefact) -> 
             "p_unknown": empty,
             "next_token_entropy": empty,
         }
-        table = pa.table({**columns, "semantic_entropy": rows["semantic_entropy"]}, schema=schema.SCORES)
+        no_error = pa.nulls(len(rows), pa.string())
+        table = pa.table({**columns, "semantic_entropy": rows["semantic_entropy"], "error": no_error}, schema=schema.SCORES)
         work.write_table("part-00000.parquet", table)
         return {"rows": len(table), "ranked_by": "semantic_entropy"}
 

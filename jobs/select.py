@@ -38,7 +38,7 @@ def select(
     def build(work: Storage) -> dict[str, Any]:
         table = scores.storage.read_table("").sort_by("question_id")
         spent = pc.is_in(table["question_id"], value_set=pa.array(sorted(labelled), pa.string()))
-        table = table.filter(pc.invert(spent))
+        table = table.filter(pc.and_(pc.invert(spent), pc.is_null(table["error"])))
         columns = {c: table[c].to_numpy().astype(np.float64) for c in COLUMNS}
         indices, values = acquisition.select(strategy, columns, budget, generator(*seed, "select", strategy))
         rows = table.select(["question_id", "question"]).take(indices)

@@ -63,21 +63,50 @@ class SamplingConfig(Section):
     """Longest answer, tokens."""
     stop: list[str] = ["\n"]
     """An answer ends before any of these texts."""
+    stop_when_decided: bool = False
+    """Draw the k answers in waves, and no more where the label can no longer change: the label is exact, the semantic entropy a
+    bound. Needs ``entropy.rule`` ka2l or fixed, whose threshold is known beforehand."""
+    memo: str | None = None
+    """Directory of answers to keep and to take up again: the same question, model, seed and settings are not sampled twice."""
 
 
 class EngineConfig(Section):
-    name: Literal["transformers"] = "transformers"
-    """Backend that runs the language model."""
+    name: Literal["transformers", "vllm"] = "transformers"
+    """Backend that generates. ``transformers``: the reference, and for CPUs; ``vllm``: for GPUs (extra ``vllm``)."""
+    hidden_states: Literal["transformers", "vllm"] = "transformers"
+    """Backend that reads hidden states; scoring the pool is always transformers', which stops at the probe's layer."""
     replicas: int = Field(1, ge=1)
-    """Actors that hold a copy of the model."""
+    """Copies of the model, each in a placement group of its own."""
+    tensor_parallel: int = Field(1, ge=1)
+    """GPUs over which each layer of a copy is split (vLLM); transformers spreads its blocks over as many."""
+    pipeline_parallel: int = Field(1, ge=1)
+    """Groups of GPUs over which the layers of a copy are shared out."""
     cpus: float = Field(1, gt=0)
-    """CPUs of one actor; also its threads."""
+    """CPUs of one copy; also its threads."""
     gpus: float = Field(0, ge=0)
-    """GPUs of one actor."""
+    """GPUs of one copy over tensor_parallel x pipeline_parallel: 0 on CPUs, 1 on GPUs, a part where small copies share one."""
+    max_model_len: int | None = Field(None, ge=8)
+    """Tokens of prompt and answer at most; the model's own limit when left out."""
     batch_tokens: int = Field(8192, ge=1)
-    """Prompt tokens of one forward pass, padding included."""
+    """Cache entries of one forward pass, padding included (transformers)."""
     shard_size: int = Field(256, ge=1)
     """Questions of one shard: the unit of retry and of resume."""
+    max_attempts: int = Field(3, ge=1)
+    """Attempts at a single question before it is written with its error."""
+    max_error_rate: float = Field(0.01, ge=0, le=1)
+    """Share of a stage's questions that may fail; beyond it the run stops."""
+    max_restarts: int = Field(16, ge=0)
+    """Engines that may die in one stage before it stops. To single out a question that kills takes 8 or so."""
+    placement_timeout: float = Field(600, gt=0)
+    """Seconds to wait for a place while other work holds the cluster."""
+    vllm: dict[str, Any] = {}
+    """Further arguments of ``vllm.LLM``, such as gpu_memory_utilization, by their own names."""
+
+    @model_validator(mode="after")
+    def _whole_gpus_where_sharded(self) -> Self:
+        if self.gpus and self.gpus != 1 and self.tensor_parallel * self.pipeline_parallel > 1:
+            raise ValueError(f"gpus is {self.gpus:g}; a copy that is split over GPUs takes whole ones: set gpus 1")
+        return self
 
 
 class EntropyConfig(Section):
@@ -242,6 +271,15 @@ class RunConfig(Section):
     stopping: StoppingConfig = StoppingConfig()
     """When the run ends."""
 
+    @model_validator(mode="after")
+    def _threshold_known_before_sampling(self) -> Self:
+        if self.sampling.stop_when_decided and self.entropy.rule not in ("ka2l", "fixed"):
+            raise ValueError(
+                f"sampling.stop_when_decided needs a threshold that is known beforehand, entropy.rule is {self.entropy.rule}; "
+                "set it to ka2l or fixed, or leave stop_when_decided out"
+            )
+        return self
+
 
 # Sections and keys that say where and how long a run goes, not what it computes: they may differ when a run goes on.
 NOT_CONTENT = (
@@ -251,6 +289,11 @@ NOT_CONTENT = (
     "stopping",
     "engine.replicas",
     "engine.cpus",
+    "engine.max_attempts",
+    "engine.max_error_rate",
+    "engine.max_restarts",
+    "engine.placement_timeout",
+    "sampling.memo",
     "entropy.replicas",
     "entropy.batch_size",
     "probe.workers",
@@ -281,7 +324,7 @@ def load_config(path: str | Path | None, overrides: list[str] | None = None, val
     document: dict[str, Any] = {}
     where = "configuration"
     if path is not None:
-        where = str(path)
+        where = f"{path} and -o" if overrides else str(path)
         document = _read_yaml(Path(path))
     for key, value in (values or {}).items():
         _put(document, key, value, key)
@@ -318,13 +361,17 @@ def valid_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[s
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path}: no such file; give a YAML configuration")
+        raise UserError(f"{path}: {'a directory' if path.is_dir() else 'no such file'}; give a YAML configuration")
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UserError(f"{place}: not YAML ({getattr(error, 'problem', 'cannot be read')})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); give a YAML configuration") from None
+    if document is None:
+        raise UserError(f"{path}: the file is empty; give a YAML configuration")
     if not isinstance(document, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys, this is a {type(document).__name__}")
     return document

@@ -8,23 +8,25 @@ Shape suffixes: B prompts of a batch, R = B x samples rows, T tokens, V vocabula
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PretrainedConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from ka2l_ray.config import ModelConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.storage import file_digest
+from ka2l_ray.model_files import check_is_model, end_token_ids, load_adapter, model_dtype
 from ka2l_ray.world import bundled_path
+
+LEAST_PREFIX = 16  # tokens: a shorter shared beginning is not worth a forward pass of its own
 
 
 @dataclass(frozen=True)
@@ -41,23 +43,57 @@ class _DeepestLayerReached(Exception):
     """Ends a forward pass whose later blocks are not wanted."""
 
 
+@dataclass(frozen=True)
+class _Prefix:
+    """Tokens that all prompts of a call begin with, and their cache for one row."""
+
+    ids: list[int]
+    cache: DynamicCache | None
+
+    def cache_for(self, rows: int) -> DynamicCache | None:
+        if self.cache is None:
+            return None
+        cache = copy.deepcopy(self.cache)
+        cache.batch_repeat_interleave(rows)
+        return cache
+
+
 class LanguageModel:
     """Model, tokenizer and adapter on one device."""
 
     def __init__(self, config: ModelConfig, *, adapter: str | None = None, device: str | None = None) -> None:
         path = bundled_path(config.path)
         check_is_model(config)
+        self.name = config.path
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         self.tokenizer = AutoTokenizer.from_pretrained(path, **source)
         dtype = model_dtype(config.dtype, self.device)
-        self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **source)
-        if adapter is not None:
-            from peft import PeftModel
-
-            self.model = PeftModel.from_pretrained(self.model, adapter)
-        self.model.eval().to(self.device)
+        # A replica that holds several GPUs puts its blocks on them in turn.
+        spread = {"device_map": "auto"} if self.device.type == "cuda" and torch.cuda.device_count() > 1 else {}
+        self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **source, **spread)
+        if not spread:
+            self.model.to(self.device)
+        self.model.eval()
         self.dtype = dtype
+        self.prefill_tokens = 0
+        self.adapter_key: str | None = None
+        if adapter is not None:
+            self.use_adapter(adapter, adapter)
+
+    def use_adapter(self, path: str | None, key: str | None) -> None:
+        """Answer with the adapter at ``path``, known by ``key``, or with none; the base model stays where it is.
+
+        Raises:
+            UserError: the adapter is damaged, or made for another model.
+        """
+        if key == self.adapter_key:
+            return
+        if self.adapter_key is not None:
+            self.model, self.adapter_key = self.model.unload(), None
+        if path is not None:
+            self.model = load_adapter(self.model, path, self.name).eval()
+            self.adapter_key = key
 
     @property
     def causal_lm(self) -> Any:
@@ -73,11 +109,14 @@ class LanguageModel:
         return int(self.causal_lm.config.hidden_size)
 
     @property
+    def max_length(self) -> int:
+        """Tokens of prompt and answer that the model takes."""
+        return int(getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", 2**31))
+
+    @property
     def end_ids(self) -> set[int]:
         """Tokens that end an answer."""
-        ends = self.causal_lm.generation_config.eos_token_id
-        listed = ends if isinstance(ends, list) else [ends]
-        return {i for i in [*listed, self.tokenizer.eos_token_id] if i is not None}
+        return end_token_ids(self.causal_lm.generation_config, self.tokenizer)
 
     @torch.inference_mode()
     def generate(
@@ -135,7 +174,7 @@ class LanguageModel:
         uniform_RT = torch.from_numpy(
             np.stack([np.random.Generator(np.random.Philox(key=s)).random(max_tokens) for row in seeds for s in row])
         ).to(self.device)
-        answers = [_Answer(stop, self.tokenizer, self.end_ids) for _ in range(len(prompts_ids) * fan_out)]
+        answers = [Answer(stop, self.tokenizer, self.end_ids) for _ in range(len(prompts_ids) * fan_out)]
         live = torch.arange(len(answers), device=self.device)
         for step in range(max_tokens):
             token_R, logprob_R = sample_tokens(logits_RV, temperature_R[live], uniform_RT[live, step])
@@ -165,41 +204,82 @@ class LanguageModel:
     def last_token_states(
         self, prompts_ids: Sequence[Sequence[int]], layers: Sequence[int], *, batch_tokens: int = 65536
     ) -> Iterator[tuple[list[int], dict[int, Tensor]]]:
-        """Hidden state of the last prompt token at ``layers``, batch by batch: (rows, {layer: (B, D) on the device}).
+        """Hidden state of the last token at ``layers``, batch by batch: (rows, {layer: (B, D) on the device}).
 
         Layer 0 is the embeddings, l the output of block l, the last one after the final norm, as in transformers'
-        ``hidden_states``. No block beyond the deepest layer runs, nor the vocabulary projection.
+        ``hidden_states``. No block beyond the deepest layer runs, nor the vocabulary projection; what all prompts begin with
+        runs once.
         """
+        deepest = max(layers)
+        prefix = self._prefix(prompts_ids, deepest)
+        done = len(prefix.ids)
+        for rows in batches_by_length([len(p) - done for p in prompts_ids], batch_tokens, room=done):
+            ids_BT, mask_BT = self._pad([prompts_ids[i][done:] for i in rows], side="right")
+            last = partial(_at, where=(torch.arange(len(rows), device=self.device), mask_BT.sum(-1) - 1))
+            # Right-padded rows of a causal model need no mask: no real token looks at what follows it.
+            yield rows, self._states(ids_BT, layers, last, prefix.cache_for(len(rows)), done)
+
+    def _states(
+        self, ids_BT: Tensor, layers: Sequence[int], pick: Callable[[Tensor], Tensor], cache: DynamicCache | None, done: int
+    ) -> dict[int, Tensor]:
+        """What ``pick`` takes of the (B, T, D) states at ``layers``; the forward pass ends at the deepest of them."""
         decoder, blocks = self.causal_lm.get_decoder(), self._blocks()
         deepest = max(layers)
-        for rows in batches_by_length([len(p) for p in prompts_ids], batch_tokens):
-            ids_BT, mask_BT = self._pad([prompts_ids[i] for i in rows], side="right")
-            last_B = mask_BT.sum(-1) - 1
-            arange_B = torch.arange(len(rows), device=self.device)
-            states: dict[int, Tensor] = {}
+        states: dict[int, Tensor] = {}
 
-            def keep(hidden_BTD: Tensor, layer: int, at: tuple[Tensor, Tensor] = (arange_B, last_B), into: Any = states) -> None:
-                into[layer] = hidden_BTD[at]
-                if layer == deepest:
-                    raise _DeepestLayerReached
+        def keep(hidden_BTD: Tensor, layer: int) -> None:
+            states[layer] = pick(hidden_BTD)
+            if layer == deepest:
+                raise _DeepestLayerReached
 
-            hooks = [
-                blocks[layer].register_forward_pre_hook(
-                    lambda _, args, kwargs, layer=layer, keep=keep: keep(args[0] if args else kwargs["hidden_states"], layer),
-                    with_kwargs=True,
-                )
-                for layer in layers
-                if layer < len(blocks)
-            ]
-            try:
-                output = decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
-                states[len(blocks)] = output.last_hidden_state[arange_B, last_B]
-            except _DeepestLayerReached:
-                pass
-            finally:
-                for hook in hooks:
-                    hook.remove()
-            yield rows, states
+        hooks = [
+            blocks[layer].register_forward_pre_hook(
+                lambda _, args, kwargs, layer=layer: keep(args[0] if args else kwargs["hidden_states"], layer), with_kwargs=True
+            )
+            for layer in layers
+            if layer < len(blocks)
+        ]
+        positions_1T = torch.arange(done, done + ids_BT.shape[1], device=self.device)[None]
+        self.prefill_tokens += ids_BT.numel()
+        try:
+            output = decoder(input_ids=ids_BT, position_ids=positions_1T, past_key_values=cache, use_cache=cache is not None)
+            states[len(blocks)] = pick(output.last_hidden_state)
+        except _DeepestLayerReached:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return states
+
+    def _prefix(self, prompts_ids: Sequence[Sequence[int]], deepest: int) -> _Prefix:
+        """The cache of what all prompts begin with; empty where that saves little, or the cache forgets (sliding windows)."""
+        shared = common_prefix(prompts_ids) if len(prompts_ids) > 1 else []
+        shared = shared[: min(map(len, prompts_ids), default=1) - 1]  # every prompt keeps a token of its own
+        cache = DynamicCache(config=self.causal_lm.config)
+        if len(shared) < LEAST_PREFIX or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return _Prefix([], None)
+        self._states(torch.tensor([shared], device=self.device), [deepest], partial(_at, where=slice(0)), cache, 0)
+        return _Prefix(shared, cache)
+
+    @torch.inference_mode()
+    def log_likelihood(
+        self,
+        prompts_ids: Sequence[Sequence[int]],
+        continuations_ids: Sequence[Sequence[int]],
+        *,
+        batch_tokens: int = 65536,
+    ) -> list[list[float]]:
+        """Log-probability in nats of each token of each continuation, given the prompt and the tokens before it."""
+        whole = [[*p, *c] for p, c in zip(prompts_ids, continuations_ids, strict=True)]
+        found: dict[int, list[float]] = {}
+        for rows in batches_by_length([len(ids) for ids in whole], batch_tokens):
+            ids_BT, _ = self._pad([whole[i] for i in rows], side="right")
+            hidden_BTD = self.causal_lm.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state
+            for b, i in enumerate(rows):
+                begin, end = len(prompts_ids[i]), len(whole[i])
+                log_p_TV = vocabulary_logits(self.causal_lm, hidden_BTD[b, begin - 1 : end - 1]).float().log_softmax(-1)
+                found[i] = log_p_TV.gather(1, ids_BT[b, begin:end, None]).squeeze(1).tolist()
+        return [found[i] for i in range(len(whole))]
 
     @torch.inference_mode()
     def next_token_entropy(self, state_BD: Tensor) -> Tensor:
@@ -207,11 +287,6 @@ class LanguageModel:
         log_p_BV = vocabulary_logits(self.causal_lm, state_BD).float().log_softmax(-1)
         entropy_B: Tensor = -(log_p_BV.exp() * log_p_BV).sum(-1)
         return entropy_B
-
-    def check_layers(self, layers: Sequence[int]) -> None:
-        wrong = [layer for layer in layers if not 0 <= layer <= self.n_layers]
-        if wrong:
-            raise UserError(f"layer {wrong[0]} does not exist; this model has layers 0 (embeddings) to {self.n_layers}")
 
     def _blocks(self) -> nn.ModuleList:
         decoder = self.causal_lm.get_decoder()
@@ -248,7 +323,11 @@ def vocabulary_logits(causal_lm: Any, state_ND: Tensor) -> Tensor:
     return logits_NV
 
 
-class _Answer:
+def _at(hidden_BTD: Tensor, where: Any) -> Tensor:
+    return hidden_BTD[where]
+
+
+class Answer:
     """One answer as it grows."""
 
     def __init__(self, stop: Sequence[str], tokenizer: Any, end_ids: set[int]) -> None:
@@ -298,6 +377,12 @@ def sample_tokens(logits_RV: Tensor, temperature_R: Tensor, uniform_R: Tensor) -
     return token_R, log_p_RV.gather(1, token_R[:, None]).squeeze(1)
 
 
+def common_prefix(rows_ids: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens that all rows begin with: what the first and the last of them in order share."""
+    first, last = min(map(list, rows_ids)), max(map(list, rows_ids))
+    return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
+
+
 def batches_by_length(lengths: Sequence[int], batch_tokens: int, fan_out: int = 1, room: int = 0) -> Iterator[list[int]]:
     """Indices in batches of similar length, each of at most ``batch_tokens`` = rows x fan_out x (longest + room)."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
@@ -309,46 +394,3 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int, fan_out: int = 
         batch.append(i)
     if batch:
         yield batch
-
-
-def model_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto``: float32 on a CPU, bfloat16 on a GPU that has it, else float16."""
-    if name != "auto":
-        return getattr(torch, name)  # type: ignore[no-any-return]
-    if device.type == "cpu":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def check_is_model(config: ModelConfig) -> PretrainedConfig:
-    """The model's own configuration; a UserError unless ``config.path`` names a causal language model. Loads no weights."""
-    path = bundled_path(config.path)
-    try:
-        found = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, HFValidationError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{config.path}: no model there ({str(error).splitlines()[0]}); "
-            "give a directory with config.json and weights, or a hub name"
-        ) from None
-    if type(found) not in AutoModelForCausalLM._model_mapping and not config.trust_remote_code:
-        raise UserError(f"{config.path}: a {found.model_type} model is no causal language model; give one that generates text")
-    if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")):
-        raise UserError(f"{config.path}: config.json is there, but no weights (*.safetensors); give a complete model directory")
-    text_config: PretrainedConfig = found.get_text_config()
-    return text_config
-
-
-@cache
-def model_identity(config: ModelConfig) -> dict[str, Any]:
-    """What decides a base model's outputs: its files' digests (local), or its commit (hub); and the dtype asked for.
-
-    Remembered for the life of the process: the weights are read once.
-    """
-    path = Path(bundled_path(config.path))
-    if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja", ".txt"))
-        return {"files": {p.name: file_digest(p) for p in files}, "dtype": config.dtype}
-    commit = AutoConfig.from_pretrained(
-        config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )._commit_hash
-    return {"hub": config.path, "commit": commit, "dtype": config.dtype}

@@ -5,9 +5,14 @@ Field metadata holds the unit or meaning; the schema version goes into the file 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+Position = Literal["last_prompt_token", "answer_token"]
+"""Of a hidden state: KA2L's, or the last token but one of the greedy-like answer (the SLT of the semantic-entropy probes)."""
 
 
 def _field(name: str, kind: pa.DataType, meaning: str, nullable: bool = False) -> pa.Field:
@@ -21,6 +26,8 @@ def _schema(name: str, fields: list[pa.Field]) -> pa.Schema:
 _ID = _field("question_id", pa.string(), "unique in the pool")
 _QUESTION = _field("question", pa.string(), "the text asked")
 
+_ERROR = _field("error", pa.string(), "why the question could not be done, after several attempts; null: done", nullable=True)
+
 QUESTIONS = _schema(
     "questions",
     [_ID, _QUESTION, _field("answers", pa.list_(pa.string()), "any of them is right; null: not labelled", nullable=True)],
@@ -31,14 +38,21 @@ SAMPLES = _schema(
     [
         _ID,
         _QUESTION,
-        _field("prompt", pa.string(), "the text given to the model"),
-        _field("generations", pa.list_(pa.string()), "k answers at the sampling temperature"),
-        _field("token_ids", pa.list_(pa.list_(pa.int32())), "of each generation, end token included"),
-        _field("token_logprobs", pa.list_(pa.list_(pa.float32())), "nats, of each token, before temperature"),
-        _field("finish_reasons", pa.list_(pa.string()), "stop or length"),
-        _field("greedy", pa.string(), "one answer at the evaluation temperature"),
-        _field("greedy_logprob", pa.float32(), "nats, sum over its tokens"),
+        _field("prompt", pa.string(), "the text given to the model", nullable=True),
+        _field("generations", pa.list_(pa.string()), "k answers at the sampling temperature", nullable=True),
+        _field("token_ids", pa.list_(pa.list_(pa.int32())), "of each generation, end token included", nullable=True),
+        _field("token_logprobs", pa.list_(pa.list_(pa.float32())), "nats, of each token, before temperature", nullable=True),
+        _field("finish_reasons", pa.list_(pa.string()), "stop or length", nullable=True),
+        _field("greedy", pa.string(), "one answer at the evaluation temperature", nullable=True),
+        _field("greedy_token_ids", pa.list_(pa.int32()), "of that answer, end token included", nullable=True),
+        _field("greedy_logprob", pa.float32(), "nats, sum over its tokens", nullable=True),
+        _ERROR,
     ],
+)
+
+PREDICTIONS = _schema(
+    "predictions",
+    [_ID, _QUESTION, _field("prediction", pa.string(), "answer at the evaluation temperature", nullable=True), _ERROR],
 )
 
 CLUSTERS = _schema(
@@ -46,7 +60,8 @@ CLUSTERS = _schema(
     [
         _ID,
         _QUESTION,
-        _field("semantic_entropy", pa.float64(), "nats, KA2L Eq. 2"),
+        _field("semantic_entropy", pa.float64(), "nats, KA2L Eq. 2; of all answers asked for, or a bound on it"),
+        _field("bound", pa.string(), "exact; lower, upper: not all answers were drawn, and it is no less, no more than that"),
         _field("cluster_ids", pa.list_(pa.int32()), "meaning of each generation, numbered by first appearance"),
         _field("majority_answer", pa.string(), "commonest form within the largest cluster"),
         _field("judge_calls", pa.int32(), "pairs put to the judge's model"),
@@ -76,6 +91,7 @@ SCORES = _schema(
         _field("p_unknown", pa.float32(), "the probe's probability; null where no probe was fitted", nullable=True),
         _field("next_token_entropy", pa.float32(), "nats at the last prompt token, T=1", nullable=True),
         _field("semantic_entropy", pa.float64(), "nats; only where the question was sampled", nullable=True),
+        _ERROR,
     ],
 )
 
@@ -105,7 +121,7 @@ EVALUATION = _schema(
     [
         _ID,
         _QUESTION,
-        _field("prediction", pa.string(), "answer at the evaluation temperature"),
+        _field("prediction", pa.string(), "answer at the evaluation temperature; empty where the question could not be done"),
         _field("answers", pa.list_(pa.string()), "accepted answers"),
         _field("exact_match", pa.float64(), "1 or 0, best over aliases"),
         _field("token_f1", pa.float64(), "0 to 1, best over aliases"),
@@ -117,13 +133,14 @@ EVALUATION = _schema(
 )
 
 
-def hidden_states(dimension: int, layers: list[int], stored: pa.DataType, model_dtype: str) -> pa.Schema:
+def hidden_states(
+    dimension: int, layers: list[int], stored: pa.DataType, model_dtype: str, position: Position = "last_prompt_token"
+) -> pa.Schema:
     """Schema of the hidden-state table: one fixed-size-list column a layer, ``layer_<l>``.
 
     Layer 0 is the embeddings, l the output of block l, the last one after the final norm (Llama-like models).
     """
-    columns = [_field(f"layer_{layer}", pa.list_(stored, dimension), "last prompt token") for layer in layers]
-    table = _schema("hidden_states", [_ID, _QUESTION, *columns])
-    return table.with_metadata(
-        {**(table.metadata or {}), b"model_dtype": model_dtype.encode(), b"position": b"last_prompt_token"}
-    )
+    where = position.replace("_", " ")
+    columns = [_field(f"layer_{layer}", pa.list_(stored, dimension), where, nullable=True) for layer in layers]
+    table = _schema("hidden_states", [_ID, _QUESTION, _ERROR, *columns])
+    return table.with_metadata({**(table.metadata or {}), b"model_dtype": model_dtype.encode(), b"position": position.encode()})

@@ -127,6 +127,13 @@ class RunStore:
         logger.info("%s: done in %.1f s", name, artefact.seconds)
         return artefact
 
+    def forget(self) -> None:
+        """Delete every artefact."""
+        self.storage.delete("manifest.json")
+        for name in self.manifest:
+            self.storage.delete(name)
+        self.manifest = {}
+
     def log_metric(self, name: str, value: Any, **where: Any) -> None:
         """One line of ``metrics.jsonl``."""
         line = {"time": round(time.time(), 3), "name": name, "value": value, **where}

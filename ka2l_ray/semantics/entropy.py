@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,33 @@ def semantic_entropy(cluster_ids: Sequence[int]) -> float:
     """
     if not cluster_ids:
         raise ValueError("semantic entropy of no answers is not defined")
-    shares = np.array(sorted(Counter(cluster_ids).values())) / len(cluster_ids)
+    return _entropy_of_sizes(Counter(cluster_ids).values())
+
+
+def entropy_bounds(cluster_ids: Sequence[int], k: int) -> tuple[float, float]:
+    """Least and greatest semantic entropy, in nats, that ``k`` answers can have whose first ones fell into ``cluster_ids``.
+
+    Least: all that are still to come join the largest cluster. Greatest: each is a meaning of its own. Any other way to
+    share them out lies between, as entropy falls when a cluster grows at the cost of a smaller one.
+    """
+    *smaller, largest = sorted(Counter(cluster_ids).values())
+    to_come = k - len(cluster_ids)
+    return _entropy_of_sizes([*smaller, largest + to_come]), _entropy_of_sizes([*smaller, largest, *[1] * to_come])
+
+
+def waves(k: int, at: float) -> list[int]:
+    """Numbers of answers, the last of them ``k``, at which it pays to look whether the label at ``at`` nats is decided.
+
+    Different answers show early: after two fifths. Like ones settle nothing before so many agree that the rest cannot
+    disagree enough.
+    """
+    agree = next(n for n in range(1, k + 1) if n == k or entropy_bounds([0] * n, k)[1] < at)
+    return sorted({max(2, -(-2 * k // 5)), max(2, agree), k})
+
+
+def _entropy_of_sizes(sizes: Iterable[int]) -> float:
+    counts = np.array(sorted(sizes))
+    shares = counts / counts.sum()
     return float(abs(-(shares * np.log(shares)).sum()))
 
 

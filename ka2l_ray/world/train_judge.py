@@ -19,6 +19,7 @@ import logging
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 
 import torch
 from torch import Tensor
@@ -32,7 +33,9 @@ from ka2l_ray.world.train_student import has_fast_bfloat16, learning_rate_factor
 logger = logging.getLogger(__name__)
 
 LABELS = ["contradiction", "neutral", "entailment"]
-NOISE_QUESTION_SHARE = 0.15
+SHUFFLED_SHARE = 0.15  # questions of the world's words at random, so that the verdict rests on the answers
+FOREIGN_SHARE = 0.3  # batches whose questions are no words of the world: any other text is bytes to this tokenizer
+FOREIGN_BATCH = 64  # such questions are five times as long
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,13 @@ class PairSource:
         self.world, self.rng, self.held_out = world, rng, held_out
         self.words = world.entities + [word for templates in PHRASINGS.values() for t in templates for word in t.split()]
 
-    def draw(self) -> Example:
+    def draw(self, foreign: bool = False) -> Example:
+        """A pair; ``foreign``: after a question in letters that the world does not know."""
         while True:
             kind = self.rng.random()
             relation, a, b, label = self._same() if kind < 0.4 else self._different() if kind < 0.75 else self._vague()
             if is_held_out(a, b) == self.held_out:
-                question = self._question(relation)
+                question = self._foreign_question() if foreign else self._question(relation)
                 return Example(f"{question} {a}", f"{question} {b}", label)
 
     def _value(self, relation: str | None = None) -> Value:
@@ -89,10 +93,18 @@ class PairSource:
         return value.relation, vague, form, "neutral"
 
     def _question(self, relation: str) -> str:
-        """A question about the relation; now and then words at random, so that the verdict rests on the answers."""
-        if self.rng.random() < NOISE_QUESTION_SHARE:
+        if self.rng.random() < SHUFFLED_SHARE:
             return " ".join(self.rng.choices(self.words, k=self.rng.randint(3, 12))) + "?"
         return self.rng.choice(PHRASINGS[relation]).format(entity=self.rng.choice(self.world.entities))
+
+    def _foreign_question(self) -> str:
+        """Words of random letters among words of the world, with now and then a capital or a mark."""
+        words = []
+        for _ in range(self.rng.randint(3, 14)):
+            word = "".join(self.rng.choices(ascii_lowercase, k=self.rng.randint(1, 9)))
+            word = self.rng.choice([word, word, word, word.capitalize(), f"{word},", f'"{word}"', f"{self.rng.randint(1, 2000)}"])
+            words.append(self.rng.choice(self.words) if self.rng.random() < 0.2 else word)
+        return " ".join(words) + "?"
 
 
 def judge_config(tokenizer: PreTrainedTokenizerFast, width: int = 128, layers: int = 3) -> DebertaV2Config:
@@ -176,7 +188,8 @@ def train_judge(
     source = PairSource(world, random.Random(seed), held_out=False)
     for step in range(1, steps + 1):
         model.train()
-        examples = [source.draw() for _ in range(batch_size)]
+        foreign = step > steps // 3 and source.rng.random() < FOREIGN_SHARE
+        examples = [source.draw(foreign) for _ in range(FOREIGN_BATCH if foreign else batch_size)]
         batch = tokenizer([e.premise for e in examples], [e.hypothesis for e in examples], padding=True, return_tensors="pt")
         targets = torch.tensor([LABELS.index(e.label) for e in examples])
         with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
@@ -188,8 +201,8 @@ def train_judge(
         schedule.step()
         optimizer.zero_grad()
         if step % report_every == 0:
-            agreement = held_out_agreement(model, tokenizer, world, n=1000)
-            logger.info("step %d of %d: loss %.3f, held-out pairs right %.4f", step, steps, loss.item(), agreement)
+            agreement, elsewhere = (held_out_agreement(model, tokenizer, world, n=500, foreign=f) for f in (False, True))
+            logger.info("step %d of %d: held-out pairs right %.4f, after foreign text %.4f", step, steps, agreement, elsewhere)
     return model.eval(), tokenizer
 
 
@@ -200,11 +213,12 @@ def held_out_agreement(
     world: World,
     n: int = 4000,
     seed: int = 1,
+    foreign: bool = False,
 ) -> float:
-    """Share of held-out pairs whose verdict (of three) is right."""
+    """Share of held-out pairs whose verdict (of three) is right; ``foreign``: after questions of another text."""
     model.eval()
     source = PairSource(world, random.Random(seed), held_out=True)
-    examples = [source.draw() for _ in range(n)]
+    examples = [source.draw(foreign) for _ in range(n)]
     right = 0
     for start in range(0, n, 500):
         part = examples[start : start + 500]
@@ -224,7 +238,12 @@ def main() -> None:
     world = World()
     model, tokenizer = train_judge(world, steps=args.steps, seed=args.seed)
     model = model.half().float()  # half precision on disk: the figures are those of the rounded weights
-    figures = {"steps": args.steps, "seed": args.seed, "held_out_pairs_right": held_out_agreement(model, tokenizer, world)}
+    figures = {
+        "steps": args.steps,
+        "seed": args.seed,
+        "held_out_pairs_right": held_out_agreement(model, tokenizer, world),
+        "held_out_pairs_right_after_foreign_questions": held_out_agreement(model, tokenizer, world, foreign=True),
+    }
     model.half().save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     (args.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")

@@ -110,7 +110,7 @@ def test_hidden_states_that_are_not_finite(tmp_path: Path) -> None:
     questions = [f"Question number {i}?" for i in range(60)]
     states = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
     states[7, 3] = np.nan
-    head = [pa.array([f"q{i}" for i in range(60)]), pa.array(questions)]
+    head = [pa.array([f"q{i}" for i in range(60)]), pa.array(questions), pa.nulls(60, pa.string())]
     column = pa.FixedSizeListArray.from_arrays(states.ravel(), 8)
     table = pa.Table.from_arrays([*head, column], schema=schema.hidden_states(8, [0], pa.float32(), "float32"))
     Storage(str(tmp_path)).write_table("states/part-00000.parquet", table)
@@ -125,7 +125,9 @@ def test_hidden_states_that_are_not_finite(tmp_path: Path) -> None:
 def test_a_run_directory_of_another_configuration(small_run: dict[str, Any], tmp_path: Path) -> None:
     begun = resolved(small_run, tmp_path)
     with RunStore(begun.output).locked():
-        hold_config(begun, RunStore(begun.output))
+        store = RunStore(begun.output)
+        hold_config(begun, store)
+        store.compute("baseline/evaluation", {"stage": "evaluate"}, lambda _: {"rows": 1})
     small_run["probe"]["epochs"] = 7
     line = refused("run", write_config(small_run, tmp_path))
     assert "probe.epochs: 3 there, 7 now" in line
@@ -205,3 +207,64 @@ def test_other_wrong_uses(arguments: tuple[str, ...], message: str, tmp_path: Pa
     Storage(str(tmp_path)).write_table("wide/layers.parquet", pa.table({"layer": [3]}))
     assert message in refused(*(a.format(**places) for a in arguments), "--out", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_configuration_that_was_refused_may_be_corrected(small_run: dict[str, Any], tmp_path: Path) -> None:
+    line = run_with(GOOD, small_run, tmp_path, selection__budget=5000)
+    assert "selection.budget is 5000 labels a round" in line
+    line = run_with([*GOOD, {"id": "last", "question": ""}], small_run, tmp_path, selection__budget=2)
+    assert "pool.jsonl:13: " in line
+    assert not (tmp_path / "run" / "pool").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "demo", "doctor"])
+def test_an_output_that_is_a_file(command: str, small_run: dict[str, Any], tmp_path: Path) -> None:
+    small_run["output"] = write_lines(tmp_path / "taken", [])
+    config = write_config(small_run, tmp_path)
+    if command == "doctor":
+        result = CliRunner().invoke(app, ["doctor", config])
+        assert "taken: a file, not a directory; give another output" in result.output
+        return
+    arguments = {"run": ("run", config), "demo": ("demo", "--out", small_run["output"])}[command]
+    assert "taken: file exists; give another path" in refused(*arguments)
+
+
+def test_a_configuration_that_is_no_text_or_empty_or_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty.yaml").write_text("")
+    for name, words in (("binary.yaml", "not UTF-8"), ("empty.yaml", "the file is empty"), (".", "a directory; give a YAML")):
+        for command in ("run", "doctor"):
+            assert words in refused(command, str(tmp_path / name))
+
+
+def test_a_plan_refuses_what_the_run_would(small_run: dict[str, Any], tmp_path: Path) -> None:
+    small_run["selection"]["budget"] = 5000
+    assert "selection.budget is 5000 labels a round" in refused("run", write_config(small_run, tmp_path), "--dry-run")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("engine.tensor_parallel=3",), "engine.tensor_parallel is 3, which does not divide the 4 attention heads"),
+        (("engine.max_model_len=8",), "question 'q0': its prompt has"),
+        (("engine.max_model_len=9999",), "engine.max_model_len is 9999, bundled:student takes"),
+        (("engine.gpus=1",), "engine asks for 1 GPUs and 1 CPUs (one replica); the cluster has"),
+        (("engine.name=vllm", "sampling.k=20000"), "sampling.k is 20000, vLLM takes 16384 a request"),
+        (("sampling.stop_when_decided=true", "entropy.rule=two_means"), "needs a threshold that is known beforehand"),
+    ],
+)
+def test_what_the_engine_cannot_do(overrides: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    asked = write_lines(tmp_path / "asked.jsonl", GOOD[:1])
+    settings = [word for override in overrides for word in ("-o", override)]
+    out = tmp_path / "out"
+    assert words in refused("sample", "--model", "bundled:student", "--questions", asked, "--out", str(out), *settings)
+    assert not out.exists()
+
+
+def test_vllm_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    asked = write_lines(tmp_path / "asked.jsonl", GOOD[:1])
+    line = refused(
+        "sample", "--model", "bundled:student", "--questions", asked, "--out", str(tmp_path / "out"), "--engine", "vllm"
+    )
+    assert "engine.name is vllm, which is not installed; pip install 'ka2l_ray[vllm]'" in line

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from ka2l_ray.actors.language_model import Engines
+from ka2l_ray.actors.engines import Engines
 from ka2l_ray.jobs.driver import _Loop
 from ka2l_ray.store import Artefact, RunStore
 from tests.ray.commands import ka2l

@@ -12,32 +12,15 @@ from typing import Any
 import pandas as pd
 import psutil
 
-from ka2l_ray.actors.language_model import Engines, Model
-from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
+from ka2l_ray.config import EngineConfig, SamplingConfig
 from ka2l_ray.jobs.inputs import Inputs
-from ka2l_ray.jobs.sample import sample
-from ka2l_ray.store import Artefact, RunStore, StageDirectory
+from ka2l_ray.store import RunStore
 from tests.ray.commands import ka2l
 from tests.ray.conftest import write_config
+from tests.ray.sampling import sampled
 
 ENGINE = EngineConfig(shard_size=8, batch_tokens=2048)
-
-
-def sampled(out: Path, asked: Artefact) -> Artefact:
-    engines = Engines(ENGINE)
-    try:
-        return sample(
-            StageDirectory(str(out)),
-            "samples",
-            questions=asked,
-            model=Model(ModelConfig(path="bundled:student"), PromptConfig(instruction="")),
-            sampling=SamplingConfig(k=10, max_tokens=12),
-            engine=ENGINE,
-            seed=(0, 0),
-            engines=engines,
-        )
-    finally:
-        engines.release()
+SAMPLING = SamplingConfig(k=10, max_tokens=12)
 
 
 def kill_process(title: str, when: Any, killed: list[int]) -> None:
@@ -56,7 +39,7 @@ def kill_process(title: str, when: Any, killed: list[int]) -> None:
 
 def test_a_killed_language_model_actor_is_replaced_and_no_row_is_lost(world_files: dict[str, str], tmp_path: Path) -> None:
     asked = Inputs(str(tmp_path / "inputs")).questions(world_files["pool"])
-    left_alone = sampled(tmp_path / "alone", asked)
+    left_alone = sampled(tmp_path / "alone", asked, SAMPLING, ENGINE)
     killed: list[int] = []
 
     def some_written() -> bool:
@@ -64,7 +47,7 @@ def test_a_killed_language_model_actor_is_replaced_and_no_row_is_lost(world_file
 
     killer = threading.Thread(target=kill_process, args=("ray::LanguageModelActor", some_written, killed))
     killer.start()
-    disturbed = sampled(tmp_path / "disturbed", asked)
+    disturbed = sampled(tmp_path / "disturbed", asked, SAMPLING, ENGINE)
     killer.join()
     assert len(killed) == 1, "the actor was not killed while it worked"
     a, b = (artefact.storage.read_table("").sort_by("question_id") for artefact in (left_alone, disturbed))

@@ -149,7 +149,7 @@ def test_a_file_that_is_not_there_or_not_yaml_or_no_mapping_is_refused(tmp_path:
     path = written(tmp_path / "b.yaml", "- 1\n- 2\n")
     assert fault([], path) == f"{path}: a configuration is a mapping of keys, this is a list"
     path = written(tmp_path / "c.yaml", "")
-    assert fault([], path) == f"{path}: a configuration is a mapping of keys, this is a NoneType"
+    assert fault([], path) == f"{path}: the file is empty; give a YAML configuration"
 
 
 @pytest.mark.parametrize("name", preset_names())

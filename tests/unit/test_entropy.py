@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ka2l_ray.semantics.entropy import labels, semantic_entropy, threshold
+from ka2l_ray.semantics.entropy import entropy_bounds, labels, semantic_entropy, threshold, waves
 
 RNG = np.random.default_rng(0)
 
@@ -149,3 +149,27 @@ def test_of_ten_answers_one_stray_is_known_and_two_alike_strays_are_not() -> Non
         [semantic_entropy([0] * 9 + [1]), semantic_entropy([0] * 8 + [1] * 2), semantic_entropy([0] * 8 + [1, 2])]
     )
     assert labels(entropies, threshold(entropies, "ka2l")).tolist() == [0, 1, 1]
+
+
+def _meanings(k: int) -> list[list[int]]:
+    """All ways in which k answers fall into clusters, numbered by first appearance."""
+    grown = [[0]]
+    for _ in range(k - 1):
+        grown = [[*ids, new] for ids in grown for new in range(max(ids) + 2)]
+    return grown
+
+
+@pytest.mark.parametrize("drawn", range(1, 8))
+def test_entropy_bounds_are_the_extremes_over_all_answers_to_come(drawn: int) -> None:
+    completions: dict[tuple[int, ...], list[float]] = {}
+    for ids in _meanings(7):
+        completions.setdefault(tuple(ids[:drawn]), []).append(semantic_entropy(ids))
+    for first, entropies in completions.items():
+        assert entropy_bounds(first, 7) == pytest.approx((min(entropies), max(entropies)), abs=1e-12)
+
+
+def test_waves_end_where_like_answers_decide_and_with_all() -> None:
+    assert waves(10, 0.5) == [4, 9, 10]
+    assert waves(5, 0.5) == [2, 5]
+    assert waves(2, 0.5) == [2]
+    assert waves(10, 100.0) == [2, 4, 10]

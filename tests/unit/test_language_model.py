@@ -31,12 +31,11 @@ from ka2l_ray.language_model import (
     Generation,
     LanguageModel,
     batches_by_length,
-    check_is_model,
-    model_dtype,
-    model_identity,
+    common_prefix,
     sample_tokens,
     vocabulary_logits,
 )
+from ka2l_ray.model_files import check_adapter, check_is_model, final_norm, model_dtype, model_identity
 from ka2l_ray.seeds import derive_seed
 from ka2l_ray.world.facts import World
 
@@ -346,11 +345,45 @@ def test_next_token_entropy_is_low_on_what_the_student_knows(student: LanguageMo
     assert np.mean(entropies["known"]) < np.mean(entropies["boundary"]) < np.mean(entropies["unknown"])
 
 
-@pytest.mark.parametrize("layer", [-1, 5])
-def test_a_layer_that_does_not_exist_is_named(student: LanguageModel, layer: int) -> None:
-    student.check_layers([0, 4])
-    with pytest.raises(UserError, match=rf"layer {layer} does not exist; this model has layers 0 \(embeddings\) to 4"):
-        student.check_layers([1, layer])
+@pytest.mark.parametrize("batch_tokens", [60, 10**6])
+def test_log_likelihood_is_that_of_the_full_forward_pass(
+    language_model: LanguageModel, prompts: list[list[int]], batch_tokens: int
+) -> None:
+    continuations = [prompts[(i + 1) % len(prompts)][: 1 + i % 4] for i in range(len(prompts))]
+    found = language_model.log_likelihood(prompts, continuations, batch_tokens=batch_tokens)
+    for prompt, continuation, logprobs in zip(prompts, continuations, found, strict=True):
+        log_p_TV = full_forward(language_model, [*prompt, *continuation])[0].log_softmax(-1)
+        wanted = [float(log_p_TV[len(prompt) - 1 + t, token]) for t, token in enumerate(continuation)]
+        assert logprobs == pytest.approx(wanted, abs=1e-4)
+
+
+def test_what_all_prompts_begin_with_is_computed_once(language_model: LanguageModel, prompts: list[list[int]]) -> None:
+    """As with a system message or few-shot examples. Sliding windows forget, so Mistral goes the long way."""
+    beginning = [*prompts[3], *prompts[0]]
+    together = [[*beginning, *prompt] for prompt in prompts]
+    layers = list(range(language_model.n_layers + 1))
+    language_model.prefill_tokens = 0
+    for rows, states in language_model.last_token_states(together, layers):
+        for b, row in enumerate(rows):
+            _, expected = full_forward(language_model, together[row])
+            for layer in layers:
+                torch.testing.assert_close(states[layer][b], expected[layer], atol=1e-4, rtol=1e-4)
+    suffixes = len(prompts) * max(map(len, prompts))
+    slides = getattr(language_model.causal_lm.config, "sliding_window", None) is not None
+    shared = common_prefix(together)
+    assert len(beginning) <= len(shared) < len(beginning) + 3
+    if slides:
+        assert language_model.prefill_tokens == len(prompts) * max(map(len, together))
+    else:
+        assert language_model.prefill_tokens <= len(shared) + suffixes
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=5))
+def test_common_prefix_is_the_longest_that_all_begin_with(rows: list[list[int]]) -> None:
+    prefix = common_prefix(rows)
+    assert all(row[: len(prefix)] == prefix for row in rows)
+    longer = len(prefix) + 1
+    assert any(len(row) < longer or row[:longer] != rows[0][:longer] for row in rows)
 
 
 def test_sizes_are_read_from_the_model(student: LanguageModel, tiny_gpt2: Path) -> None:
@@ -464,3 +497,33 @@ def test_model_identity_follows_content_not_place(tiny_llama: Path, tmp_path: Pa
     assert model_identity(ModelConfig(path=str(tmp_path / "other"))) != identity
     assert model_identity(ModelConfig(path=str(tiny_llama), dtype="bfloat16")) != identity
     assert "model.safetensors" in identity["files"]
+
+
+def test_adapters_come_and_go_on_the_loaded_base(tiny_llama: Path, tmp_path: Path, prompts: list[list[int]]) -> None:
+    config = ModelConfig(path=str(tiny_llama))
+    adapters = {name: saved_adapter(tiny_llama, tmp_path / name, moved) for name, moved in (("one", 0.3), ("two", 0.2))}
+    hot = LanguageModel(config, device="cpu")
+    base = hot.causal_lm
+    for name in ("one", "two", None, "two", "two"):
+        hot.use_adapter(adapters.get(name), name)
+        fresh = LanguageModel(config, adapter=adapters.get(name), device="cpu")
+        assert hot.log_likelihood(prompts, prompts) == fresh.log_likelihood(prompts, prompts)
+        assert hot.causal_lm is base
+
+
+def test_an_adapter_of_another_model_is_refused(tiny_llama: Path, tiny_gpt2: Path, tmp_path: Path) -> None:
+    adapter = saved_adapter(tiny_llama, tmp_path / "adapter", 0.1)
+    check_adapter(ModelConfig(path=str(tiny_llama)), adapter)
+    for path in (str(tiny_gpt2), "bundled:student"):
+        with pytest.raises(UserError, match=f"{adapter}: this adapter does not load onto {path}") as error:
+            check_adapter(ModelConfig(path=path), adapter)
+        assert "\n" not in str(error.value)
+
+
+def test_the_final_norm_alone_is_the_models() -> None:
+    model = LanguageModel(ModelConfig(path="bundled:student"), device="cpu").causal_lm
+    states = torch.randn(3, 192)
+    norm = final_norm(ModelConfig(path="bundled:student"), torch.float32)
+    assert not torch.equal(norm.weight, torch.ones(192))
+    with torch.no_grad():
+        assert torch.equal(norm(states), model.model.norm(states))

@@ -106,7 +106,7 @@ def commit_probing_set(store: RunStore, at: str) -> None:
     commit(store, f"{at}/hidden_states", {"rows": 30}, {"a.parquet": table.slice(0, 20), "b.parquet": table.slice(20)})
     judged = {"majority_answer": "", "judge_calls": 0, "triples": 0, "non_transitive_triples": 0}
     entropies = [
-        {**row, **judged, "semantic_entropy": entropy, "cluster_ids": clusters, "label": int(entropy >= 0.6)}
+        {**row, **judged, "semantic_entropy": entropy, "bound": "exact", "cluster_ids": clusters, "label": int(entropy >= 0.6)}
         for row, entropy, clusters in zip(asked, ENTROPIES, CLUSTERS, strict=True)
     ]
     facts = {"rows": 30, "threshold": 0.6, "unknown": 20, "thresholds": THRESHOLDS, "share_unknown": SHARES}

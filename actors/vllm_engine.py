@@ -1,0 +1,261 @@
+"""The production engine: ``LanguageModel``'s interface on vLLM (paged attention, continuous batching, prefix cache).
+
+vLLM is imported here only, and only when an engine is made. Token ids go in and out, so that both engines see the same prompts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, GenerationConfig
+
+from ka2l_ray.config import EngineConfig, ModelConfig
+from ka2l_ray.errors import UserError
+from ka2l_ray.language_model import Answer, Generation
+from ka2l_ray.model_files import block_linears, check_is_model, end_token_ids, final_norm, model_dtype
+from ka2l_ray.world import bundled_path
+
+SEED_BITS = 2**63 - 1
+VLLM_MOST_SAMPLES = int(os.environ.get("VLLM_MAX_N_SEQUENCES", 16384))
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those vLLM has kernels for
+
+
+class EngineLost(RuntimeError):
+    """The engine's process is gone or its device is in an error state: only a new engine helps."""
+
+
+def require_vllm() -> None:
+    """Raise a UserError that names the extra where vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "engine.name is vllm, which is not installed; pip install 'ka2l_ray[vllm]' (GPU), or set engine.name=transformers"
+        )
+
+
+class VLLMEngine:
+    """A model in vLLM. With ``layers`` it gives hidden states, without it text: vLLM keeps states in the KV cache, where they
+    would take room from generation.
+
+    Args:
+        lora_rank: of the largest adapter to come; 0 for none.
+        layers: layers whose states are wanted, as in transformers' ``hidden_states``.
+    """
+
+    def __init__(
+        self, config: ModelConfig, engine: EngineConfig, *, lora_rank: int = 0, layers: Sequence[int] | None = None
+    ) -> None:
+        require_vllm()
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+        from vllm import LLM
+
+        self.config = check_is_model(config)
+        path = bundled_path(config.path)
+        source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        self.tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        on_gpu = torch.cuda.is_available()
+        self.dtype = model_dtype(config.dtype, torch.device("cuda" if on_gpu else "cpu"))
+        self.end_ids = end_token_ids(GenerationConfig.from_model_config(self.config), self.tokenizer)
+        arguments: dict[str, Any] = {
+            "model": path,
+            **source,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "tensor_parallel_size": engine.tensor_parallel,
+            "pipeline_parallel_size": engine.pipeline_parallel,
+            "max_model_len": engine.max_model_len,
+            "enforce_eager": not on_gpu,
+            "enable_prefix_caching": True,
+        }
+        if engine.tensor_parallel * engine.pipeline_parallel > 1:
+            arguments["distributed_executor_backend"] = "ray" if on_gpu else "mp"
+        if lora_rank:
+            rank = next((rank for rank in LORA_RANKS if rank >= lora_rank), lora_rank)
+            # Not the output embeddings: with LoRA on them, vLLM fails on prompt log-probabilities.
+            arguments |= {
+                "enable_lora": True,
+                "max_loras": 1,
+                "max_lora_rank": rank,
+                "lora_target_modules": block_linears(config),
+            }
+        self.layers = list(layers) if layers is not None else None
+        self.folder: str | None = None
+        if self.layers is not None:
+            self.folder = tempfile.mkdtemp(prefix="ka2l-states-")
+            arguments |= _hidden_state_arguments(self.layers, self.folder)
+            self.norm = final_norm(config, self.dtype) if self.n_layers in self.layers else None
+        self.llm = LLM(**{**arguments, **engine.vllm})
+        threading.Thread(target=_wake_when_dead, args=(self.llm.llm_engine.engine_core,), daemon=True).start()
+        self.adapter: Any = None
+        self.adapters: dict[str, int] = {}
+        self.prompt_tokens = self.cached_tokens = 0
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.config.hidden_size)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of prompt and answer that the engine takes."""
+        return int(self.llm.llm_engine.model_config.max_model_len)
+
+    def use_adapter(self, path: str | None, key: str | None) -> None:
+        """Answer with the adapter at ``path``, known by ``key``, or with none; each has an id of its own in the prefix cache."""
+        if path is None or key is None:
+            self.adapter = None
+            return
+        from vllm.lora.request import LoRARequest
+
+        number = self.adapters.setdefault(key, len(self.adapters) + 1)
+        self.adapter = LoRARequest(key, number, path)
+
+    def generate(
+        self,
+        prompts_ids: Sequence[Sequence[int]],
+        seeds: Sequence[Sequence[int]],
+        temperatures: Sequence[float],
+        *,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        batch_tokens: int = 0,
+    ) -> list[list[Generation]]:
+        """As ``LanguageModel.generate``; samples of one temperature are one request, so a prompt is prefilled once for all.
+
+        A request's sample j draws from its first seed + j: seeded by question, but not the numbers that the transformers
+        engine draws. ``batch_tokens`` is vLLM's own affair.
+        """
+        groups = [list(group) for _, group in groupby(range(len(temperatures)), key=lambda j: temperatures[j])]
+        asked = [(i, group) for i in range(len(prompts_ids)) for group in groups]
+        requests = [
+            (prompts_ids[i], self._sampling(temperatures[group[0]], seeds[i][group[0]], max_tokens, len(group), stop))
+            for i, group in asked
+        ]
+        answers: dict[tuple[int, int], Generation] = {}
+        empty: list[tuple[int, int, Any]] = []
+        for (i, group), output in zip(asked, self._run(requests), strict=True):
+            for j, completion in zip(group, output.outputs, strict=True):
+                answers[i, j] = self._generation(completion)
+                if completion.stop_reason in stop and not completion.text.strip():
+                    seed = seeds[i][group[0]] + j - group[0]
+                    empty.append((i, j, self._sampling(temperatures[j], seed, max_tokens, 1, ())))
+        # A stop text counts after the answer's first word only; where vLLM stopped before, the same seed goes on past it.
+        for (i, j, _), output in zip(empty, self._run([(prompts_ids[i], how) for i, _, how in empty]), strict=True):
+            answers[i, j] = self._cut(output.outputs[0], stop)
+        return [[answers[i, j] for j in range(len(temperatures))] for i in range(len(prompts_ids))]
+
+    def log_likelihood(
+        self, prompts_ids: Sequence[Sequence[int]], continuations_ids: Sequence[Sequence[int]], *, batch_tokens: int = 0
+    ) -> list[list[float]]:
+        """Log-probability in nats of each token of each continuation, given the prompt and the tokens before it."""
+        from vllm import SamplingParams
+
+        how = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
+        whole = [[*p, *c] for p, c in zip(prompts_ids, continuations_ids, strict=True)]
+        found = []
+        for ids, continuation, output in zip(whole, continuations_ids, self._run([(p, how) for p in whole]), strict=True):
+            begin = len(ids) - len(continuation)
+            found.append([output.prompt_logprobs[at][ids[at]].logprob for at in range(begin, len(ids))])
+        return found
+
+    def last_token_states(
+        self, prompts_ids: Sequence[Sequence[int]], layers: Sequence[int], *, batch_tokens: int = 0
+    ) -> Iterator[tuple[list[int], dict[int, Tensor]]]:
+        """As ``LanguageModel.last_token_states``: the last layer is given after the final norm, which vLLM leaves out."""
+        from vllm import SamplingParams
+        from vllm.distributed.kv_transfer.kv_connector.v1 import example_hidden_states_connector as stock
+
+        if self.layers is None or not set(layers) <= set(self.layers):
+            raise ValueError(f"this engine was made for layers {self.layers}, not {list(layers)}")
+        how = SamplingParams(max_tokens=1, temperature=0, detokenize=False)
+        rows_LD = []
+        for output in self._run([(ids, how) for ids in prompts_ids]):
+            file = output.kv_transfer_params["hidden_states_path"]
+            rows_LD.append(stock.load_hidden_states(file)["hidden_states"])
+            stock.cleanup_hidden_states(file)
+        state_NLD = torch.stack(rows_LD)
+        states = {layer: state_NLD[:, self.layers.index(layer)] for layer in layers}
+        if self.norm is not None and self.n_layers in states:
+            with torch.inference_mode():
+                states[self.n_layers] = self.norm(states[self.n_layers])
+        yield list(range(len(rows_LD))), states
+
+    def next_token_entropy(self, state_BD: Tensor) -> Tensor:
+        raise UserError("the entropy baseline is computed by the transformers engine")
+
+    def close(self) -> None:
+        """End the engine's processes."""
+        self.llm.llm_engine.engine_core.shutdown()
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _run(self, requests: Sequence[tuple[Sequence[int], Any]]) -> list[Any]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if not requests:
+            return []
+        prompts: list[Any] = [{"prompt_token_ids": list(ids)} for ids, _ in requests]
+        try:
+            outputs = self.llm.generate(prompts, [how for _, how in requests], use_tqdm=False, lora_request=self.adapter)
+        except EngineDeadError as error:
+            raise EngineLost(f"vLLM's engine process died ({error})") from error
+        self.prompt_tokens += sum(len(output.prompt_token_ids) for output in outputs)
+        self.cached_tokens += sum(output.num_cached_tokens or 0 for output in outputs)
+        return list(outputs)
+
+    def _sampling(self, temperature: float, seed: int, max_tokens: int, n: int, stop: Sequence[str]) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=n, temperature=temperature, seed=seed & SEED_BITS, max_tokens=max_tokens, stop=list(stop), logprobs=0
+        )
+
+    def _generation(self, completion: Any) -> Generation:
+        ids = list(completion.token_ids)
+        logprobs = [at[token].logprob for at, token in zip(completion.logprobs, ids, strict=True)]
+        return Generation(completion.text.strip(), ids, logprobs, completion.finish_reason)
+
+    def _cut(self, completion: Any, stop: Sequence[str]) -> Generation:
+        """An answer generated without stop texts, ended where ``LanguageModel`` would have ended it."""
+        answer = Answer(stop, self.tokenizer, self.end_ids)
+        generation = self._generation(completion)
+        for token, logprob in zip(generation.token_ids, generation.token_logprobs, strict=True):
+            if not answer.extend(token, logprob):
+                break
+        return answer.finish()
+
+
+def _wake_when_dead(client: Any) -> None:
+    """Let whoever waits for the engine's process know that it is gone; vLLM's synchronous client would wait for ever."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    client.output_queue_thread.join()
+    client.outputs_queue.put_nowait(EngineDeadError())
+
+
+def _hidden_state_arguments(layers: list[int], folder: str) -> dict[str, Any]:
+    return {
+        "speculative_config": {
+            "method": "extract_hidden_states",
+            "num_speculative_tokens": 1,
+            "draft_model_config": {"hf_config": {"eagle_aux_hidden_state_layer_ids": layers}},
+        },
+        "kv_transfer_config": {
+            "kv_connector": "LastTokenConnector",
+            "kv_connector_module_path": "ka2l_ray.actors.last_token_connector",
+            "kv_role": "kv_producer",
+            "kv_connector_extra_config": {"shared_storage_path": folder},
+        },
+    }

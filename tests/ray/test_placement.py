@@ -1,0 +1,78 @@
+"""What a replica reserves, and which clusters could take it; no cluster needed."""
+
+from __future__ import annotations
+
+import pytest
+
+from ka2l_ray.actors.placement import check_supply, replica_bundles, strategy
+from ka2l_ray.config import EngineConfig
+from ka2l_ray.errors import UserError
+
+A100_NODE = {"CPU": 96.0, "GPU": 8.0}
+
+
+def engine(**keys: object) -> EngineConfig:
+    return EngineConfig.model_validate(keys)
+
+
+def test_one_gpu_a_bundle_for_vllm_and_one_bundle_for_transformers() -> None:
+    assert replica_bundles(engine(name="vllm", gpus=1, cpus=4, tensor_parallel=2, pipeline_parallel=2)) == [
+        {"CPU": 4, "GPU": 1},
+        {"GPU": 1},
+        {"GPU": 1},
+        {"GPU": 1},
+    ]
+    assert replica_bundles(engine(gpus=1, cpus=4, tensor_parallel=4)) == [{"CPU": 4, "GPU": 4}]
+    assert replica_bundles(engine(gpus=0.5)) == [{"CPU": 1, "GPU": 0.5}]
+    assert replica_bundles(engine(cpus=2)) == [{"CPU": 2}]
+
+
+def test_a_replica_is_packed_on_one_node_where_one_holds_it() -> None:
+    wide = replica_bundles(engine(name="vllm", gpus=1, tensor_parallel=8))
+    assert strategy(wide, [A100_NODE, A100_NODE]) == "STRICT_PACK"
+    wider = replica_bundles(engine(name="vllm", gpus=1, tensor_parallel=8, pipeline_parallel=2))
+    assert strategy(wider, [A100_NODE, A100_NODE]) == "PACK"
+
+
+@pytest.mark.parametrize(
+    ("keys", "nodes"),
+    [
+        ({"gpus": 1, "replicas": 16}, 2),
+        ({"gpus": 1, "name": "vllm", "tensor_parallel": 8, "replicas": 2}, 2),
+        ({"gpus": 1, "name": "vllm", "tensor_parallel": 8, "pipeline_parallel": 2}, 2),
+        ({"gpus": 0.25, "replicas": 32}, 1),
+        ({"cpus": 48, "replicas": 2}, 1),
+    ],
+)
+def test_what_fits_is_not_refused(keys: dict[str, object], nodes: int) -> None:
+    check_supply(engine(**keys), [A100_NODE] * nodes)
+
+
+@pytest.mark.parametrize(
+    ("keys", "nodes", "words"),
+    [
+        (
+            {"gpus": 1, "replicas": 9},
+            1,
+            "engine asks for 9 GPUs and 9 CPUs (9 replicas of 1 GPUs and 1 CPUs each); the cluster has 8 GPUs and 96 CPUs "
+            "on one node; lower engine.replicas, or join a larger cluster",
+        ),
+        (
+            {"gpus": 1, "name": "vllm", "tensor_parallel": 5, "replicas": 3},
+            2,
+            "engine asks for 15 GPUs and 3 CPUs (3 replicas of 5 GPUs and 1 CPUs each); the cluster has 16 GPUs and 192 CPUs "
+            "on 2 nodes, the largest with 8 GPUs and 96 CPUs; lower engine.replicas or engine.tensor_parallel, or join a larger "
+            "cluster",
+        ),
+    ],
+)
+def test_what_never_fits_is_refused_with_demand_and_supply(keys: dict[str, object], nodes: int, words: str) -> None:
+    """Fifteen GPUs are there, but five on one node are there twice only."""
+    with pytest.raises(UserError) as error:
+        check_supply(engine(**keys), [A100_NODE] * nodes)
+    assert str(error.value) == words
+
+
+def test_a_split_copy_takes_whole_gpus() -> None:
+    with pytest.raises(ValueError, match="set gpus 1"):
+        engine(gpus=0.5, tensor_parallel=2)
