@@ -29,9 +29,12 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install  ## the figures of benchmarks/RESULTS.md; half an hour
+bench: install  ## the figures of benchmarks/RESULTS.md; about an hour
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/replay.py
+	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/feeding.py
+	$(BIN)/python benchmarks/scale.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

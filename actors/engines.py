@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -29,6 +29,7 @@ from ka2l_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
 
+ENGINE_DIED = (EngineLost, RayActorError, OutOfMemoryError, NodeDiedError)
 IN_FLIGHT = 2  # shards of one replica: it works on one while the next is on its way
 
 
@@ -70,6 +71,7 @@ class Engines:
         questions: pa.Table,
         arguments: tuple[Any, ...],
         on_shard: Callable[[int, int], None],
+        of: int | None = None,
     ) -> dict[str, int]:
         """Run an actor method over all rows of ``questions`` that are not yet written, and add up its counts.
 
@@ -77,6 +79,7 @@ class Engines:
             method: of ``LanguageModelActor``; called as method(questions, *arguments).
             work: where the shards are written, as ``part-<first>-<end>.parquet``.
             on_shard: told (questions done, questions in all) after each shard.
+            of: questions of the whole stage, where these are a part of them: what the error rate is a share of.
 
         Raises:
             UserError: too many questions fail (``engine.max_error_rate``), or what was written is not to be seen here.
@@ -87,8 +90,10 @@ class Engines:
         on_shard(done, len(questions))
         if queue:
             role = Role.of(model, method, arguments, self.config, self.lora_rank)
-            run = _Run(method, work, questions, arguments, model.adapter, model.adapter_key, queue)
+            run = _Run(method, work, questions, arguments, model.adapter, model.adapter_key, queue, of or len(questions))
+            run.errors = _counts(work).get("errors", 0)
             self._start(role)
+            self.lost = 0
             try:
                 while queue or any(replica.tasks for replica in self.replicas):
                     done += self._step(run)
@@ -112,7 +117,7 @@ class Engines:
             rows: int = ray.get(first)
         except UserError:
             raise
-        except (EngineLost, RayActorError) as error:
+        except ENGINE_DIED as error:
             return self._engine_died(run, replica, error)
         except RayTaskError as error:
             replica.tasks.popleft()
@@ -146,28 +151,33 @@ class Engines:
         question_id = row["question_id"][0].as_py()
         run.errors += 1
         logger.warning("question '%s' is given up: %s", question_id, reason)
-        if run.errors > self.config.max_error_rate * len(run.questions):
+        if run.errors > self.config.max_error_rate * run.of:
             raise UserError(
-                f"{run.method}: {run.errors} of {len(run.questions)} questions failed, engine.max_error_rate allows "
+                f"{run.method}: {run.errors} of {run.of} questions failed, engine.max_error_rate allows "
                 f"{self.config.max_error_rate:g}; the last: question '{question_id}': {reason}"
             )
-        ray.get(run.give_up(self.replicas[0].actor, shard, reason))
-        return 1
+        for replica in self.replicas:
+            try:
+                ray.get(run.give_up(replica.actor, shard, reason))
+                return 1
+            except ENGINE_DIED as error:  # found out again, and replaced, at its next shard
+                logger.warning("an engine died: %s", _reason(error))
+        raise EnginesDieError(f"no engine is left to write question '{question_id}' with its error: {reason}")
 
     def _start(self, role: Role) -> None:
         if self.role == role:
             return
         self.release()
         check_engine(role.base, self.config, k=1)
-        self.groups = reserve(self.config)
+        self.groups = reserve(self.config, role.backend)
         self.role = role
-        self.lost = 0
         self.replicas = [_Replica(self._actor(group), group) for group in self.groups]
 
     def _actor(self, group: PlacementGroup) -> Any:
         """An engine in its placement group; it loads when it is first asked."""
-        first = replica_bundles(self.config)[0]
-        spread = len(replica_bundles(self.config)) > 1  # vLLM's workers take the GPUs, the engine itself none
+        assert self.role is not None
+        bundles = replica_bundles(self.config, self.role.backend)
+        first, spread = bundles[0], len(bundles) > 1  # vLLM's workers take the GPUs, the engine itself none
         actor: Any = LanguageModelActor
         return actor.options(
             num_cpus=first["CPU"],
@@ -210,6 +220,7 @@ class _Run:
     adapter: str | None
     adapter_key: str | None
     queue: ShardQueue
+    of: int
     errors: int = 0
 
     def submit(self, actor: Any, shard: Shard) -> Any:
@@ -235,12 +246,17 @@ def _finish(work: Storage, questions: pa.Table) -> dict[str, int]:
             f"{work.url()}: questions {left[0].start} to {left[0].stop - 1} were written but are not here; "
             "the output must lie on storage that all nodes share"
         )
+    return {**_counts(work), "rows": len(questions)}
+
+
+def _counts(work: Storage) -> dict[str, int]:
+    """What the written shards cost, added up."""
     totals: dict[str, int] = {}
     for shard in _written(work):
         counts = json.loads((work.read_schema(shard.file).metadata or {}).get(COUNTS, b"{}"))
         for name, value in counts.items():
             totals[name] = totals.get(name, 0) + value
-    return {**totals, "rows": len(questions)}
+    return totals
 
 
 def _reason(error: Exception) -> str:

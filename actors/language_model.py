@@ -46,9 +46,10 @@ class Model:
 def engine_identity(engine: EngineConfig, backend: str) -> dict[str, Any]:
     """For content keys: what of the engine may change a number."""
     batching = {"shard_size": engine.shard_size, "batch_tokens": engine.batch_tokens}
+    device = "gpu" if engine.gpus else "cpu"  # decides the dtype where that is left to us
     if backend == "transformers":
-        return {"backend": backend, **batching}
-    return {"backend": backend, "max_model_len": engine.max_model_len, "vllm": engine.vllm}
+        return {"backend": backend, "device": device, **batching}
+    return {"backend": backend, "device": device, "max_model_len": engine.max_model_len, "vllm": engine.vllm}
 
 
 def check_engine(model: ModelConfig, engine: EngineConfig, k: int) -> None:
@@ -90,7 +91,7 @@ class Role:
         rank = max(lora_rank, adapter_rank(model.adapter) if model.adapter else 0)
         layers = None
         if method == "hidden_states":
-            layers = tuple(arguments[0])
+            layers = tuple(sorted(arguments[0]))
         return cls(model.base, model.prompt, backend, engine, rank, layers)
 
 
@@ -120,9 +121,9 @@ class LanguageModelActor:
             EngineLost: this engine can do no more.
         """
         try:
-            engine = self._engine()
+            engine = self._loaded()
             engine.use_adapter(adapter, adapter_key)
-            encoded = self._encode(questions)
+            encoded = self._encode(questions, arguments[0].max_tokens if method in ("sample", "answer") else 0)
             table, counts = getattr(self, method)(questions, encoded, *arguments)
         except torch.AcceleratorError as error:  # a CUDA error stays for the life of the process
             raise EngineLost(str(error)) from error
@@ -208,6 +209,17 @@ class LanguageModelActor:
         if isinstance(self.engine, VLLMEngine):
             self.engine.close()
 
+    def _loaded(self) -> LanguageModel | VLLMEngine:
+        """The engine; that it cannot be started is no fault of the questions, and not to be tried shard by shard."""
+        try:
+            return self._engine()
+        except (UserError, torch.AcceleratorError):
+            raise
+        except Exception as error:
+            last = (str(error).strip().splitlines() or [""])[-1][:300]
+            name = self.role.base.path
+            raise UserError(f"{name}: the {self.role.backend} engine does not start ({type(error).__name__}: {last})") from error
+
     def _engine(self) -> LanguageModel | VLLMEngine:
         if self.engine is None:
             role = self.role
@@ -218,19 +230,20 @@ class LanguageModelActor:
             self.prompter = Prompter(self.engine.tokenizer, role.prompt)
         return self.engine
 
-    def _encode(self, questions: pa.Table) -> list[list[int]]:
+    def _encode(self, questions: pa.Table, answer_tokens: int) -> list[list[int]]:
         """Token ids of the prompts.
 
         Raises:
-            UserError: a prompt is longer than the engine takes.
+            UserError: a prompt and its answer are longer than the engine takes.
         """
         encoded = [self.prompter.encode(self.prompter.prompt(question)) for question in questions["question"].to_pylist()]
         room = min(self._engine().max_length, self.role.engine.max_model_len or sys.maxsize)
         for question_id, ids in zip(questions["question_id"].to_pylist(), encoded, strict=True):
-            if len(ids) >= room:
+            if len(ids) + answer_tokens > room:
                 raise UserError(
-                    f"question '{question_id}': its prompt has {len(ids)} tokens, the engine takes {room} with the answer; "
-                    "raise engine.max_model_len, or leave the question out"
+                    f"question '{question_id}': its prompt has {len(ids)} tokens, its answer up to {answer_tokens}, the engine "
+                    f"takes {room}; raise engine.max_model_len where the model allows it, lower sampling.max_tokens, or leave "
+                    "the question out"
                 )
         return encoded
 

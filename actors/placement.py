@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 Bundle = dict[str, float]
 
 
-def replica_bundles(config: EngineConfig) -> list[Bundle]:
-    """What one replica reserves.
+def replica_bundles(config: EngineConfig, backend: str | None = None) -> list[Bundle]:
+    """What one replica reserves for ``backend`` (``config.name`` unless said otherwise).
 
     The transformers engine drives all its GPUs from one process: one bundle. vLLM puts a worker on each: one GPU a bundle,
     the first with the engine's CPUs besides.
@@ -27,7 +27,7 @@ def replica_bundles(config: EngineConfig) -> list[Bundle]:
     shards = config.tensor_parallel * config.pipeline_parallel
     if not config.gpus:
         return [{"CPU": config.cpus}]
-    if config.name == "transformers" or shards == 1:
+    if (backend or config.name) == "transformers" or shards == 1:
         return [{"CPU": config.cpus, "GPU": config.gpus * shards}]
     return [{"CPU": config.cpus, "GPU": 1.0}, *({"GPU": 1.0} for _ in range(shards - 1))]
 
@@ -38,9 +38,9 @@ def strategy(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> str:
     return "STRICT_PACK" if any(_holds(node, whole) for node in nodes) else "PACK"
 
 
-def check_supply(config: EngineConfig, nodes: Sequence[Bundle]) -> None:
+def check_supply(config: EngineConfig, nodes: Sequence[Bundle], backend: str | None = None) -> None:
     """Raise a UserError that holds demand against supply where ``nodes`` could never take the replicas."""
-    bundles = replica_bundles(config)
+    bundles = replica_bundles(config, backend)
     if _capacity(bundles, nodes, config.replicas) < config.replicas:
         raise UserError(f"{_demand(config)}; {_supply(nodes)}; {_remedy(config)}")
 
@@ -51,24 +51,24 @@ def cluster_nodes() -> list[Bundle]:
 
 
 @contextmanager
-def reserved(config: EngineConfig) -> Iterator[list[PlacementGroup]]:
+def reserved(config: EngineConfig, backend: str | None = None) -> Iterator[list[PlacementGroup]]:
     """A placement group for each replica; all are removed at the end, whatever happens.
 
     Raises:
         UserError: the cluster is too small, or stays busy for ``config.placement_timeout`` seconds.
     """
-    groups = reserve(config)
+    groups = reserve(config, backend)
     try:
         yield groups
     finally:
         remove(groups)
 
 
-def reserve(config: EngineConfig) -> list[PlacementGroup]:
+def reserve(config: EngineConfig, backend: str | None = None) -> list[PlacementGroup]:
     """As ``reserved``; the caller removes the groups."""
     nodes = cluster_nodes()
-    check_supply(config, nodes)
-    bundles = replica_bundles(config)
+    check_supply(config, nodes, backend)
+    bundles = replica_bundles(config, backend)
     how = strategy(bundles, nodes)
     groups: list[PlacementGroup] = []
     try:

@@ -11,17 +11,16 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer
 
 from ka2l_ray.config import EngineConfig, ModelConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.language_model import Answer, Generation
-from ka2l_ray.model_files import block_linears, check_is_model, end_token_ids, final_norm, model_dtype
+from ka2l_ray.model_files import block_linears, check_is_model, end_token_ids, final_norm, generation_config, model_dtype
 from ka2l_ray.world import bundled_path
 
 SEED_BITS = 2**63 - 1
@@ -65,7 +64,7 @@ class VLLMEngine:
         self.tokenizer = AutoTokenizer.from_pretrained(path, **source)
         on_gpu = torch.cuda.is_available()
         self.dtype = model_dtype(config.dtype, torch.device("cuda" if on_gpu else "cpu"))
-        self.end_ids = end_token_ids(GenerationConfig.from_model_config(self.config), self.tokenizer)
+        self.end_ids = end_token_ids(generation_config(config), self.tokenizer)
         arguments: dict[str, Any] = {
             "model": path,
             **source,
@@ -87,7 +86,7 @@ class VLLMEngine:
                 "max_lora_rank": rank,
                 "lora_target_modules": block_linears(config),
             }
-        self.layers = list(layers) if layers is not None else None
+        self.layers = sorted(layers) if layers is not None else None  # the order in which vLLM gives them
         self.folder: str | None = None
         if self.layers is not None:
             self.folder = tempfile.mkdtemp(prefix="ka2l-states-")
@@ -132,13 +131,12 @@ class VLLMEngine:
         stop: Sequence[str] = (),
         batch_tokens: int = 0,
     ) -> list[list[Generation]]:
-        """As ``LanguageModel.generate``; samples of one temperature are one request, so a prompt is prefilled once for all.
+        """As ``LanguageModel.generate``; samples of one temperature and consecutive seeds are one request, so a prompt is
+        prefilled once for all of them.
 
-        A request's sample j draws from its first seed + j: seeded by question, but not the numbers that the transformers
-        engine draws. ``batch_tokens`` is vLLM's own affair.
+        Seeded as asked, but the numbers are not those that the transformers engine draws. ``batch_tokens`` is vLLM's own affair.
         """
-        groups = [list(group) for _, group in groupby(range(len(temperatures)), key=lambda j: temperatures[j])]
-        asked = [(i, group) for i in range(len(prompts_ids)) for group in groups]
+        asked = [(i, group) for i in range(len(prompts_ids)) for group in _requests(temperatures, seeds[i])]
         requests = [
             (prompts_ids[i], self._sampling(temperatures[group[0]], seeds[i][group[0]], max_tokens, len(group), stop))
             for i, group in asked
@@ -235,6 +233,17 @@ class VLLMEngine:
             if not answer.extend(token, logprob):
                 break
         return answer.finish()
+
+
+def _requests(temperatures: Sequence[float], seeds: Sequence[int]) -> list[list[int]]:
+    """Samples in groups that one request can draw: vLLM gives a request's sample j its seed + j."""
+    groups: list[list[int]] = []
+    for j, (temperature, seed) in enumerate(zip(temperatures, seeds, strict=True)):
+        if groups and temperatures[groups[-1][0]] == temperature and seeds[groups[-1][-1]] + 1 == seed:
+            groups[-1].append(j)
+        else:
+            groups.append([j])
+    return groups
 
 
 def _wake_when_dead(client: Any) -> None:

@@ -300,7 +300,7 @@ class _Loop:
         if name in self.store.manifest:  # chosen before; a limit changed since does not undo it
             budget = self.store.manifest[name].facts["rows"]
             return self._selection(name, scores, round_, budget)
-        budget = min(self.config.selection.budget, scores.facts["rows"])
+        budget = min(self.config.selection.budget, scores.facts["rows"] - scores.facts.get("errors", 0))
         if self.config.stopping.max_labels is not None:
             budget = min(budget, self.config.stopping.max_labels - len(self.labelled))
         if budget < self.config.selection.budget:

@@ -11,6 +11,7 @@ from ka2l_ray.jobs.entropy import judge_identity, known_threshold
 from ka2l_ray.jobs.memo import Memo
 from ka2l_ray.jobs.progress import progress
 from ka2l_ray.jobs.waves import sample_until_decided
+from ka2l_ray.schema import SCHEMA_VERSION
 from ka2l_ray.storage import Storage, digest
 from ka2l_ray.store import Artefact, Store
 
@@ -46,10 +47,11 @@ def sample(
         assert until is not None
         decided_at = known_threshold(until)
         how["until"] = judge_identity(until)
-    memo = Memo(sampling.memo, digest(how)) if sampling.memo else None
+    memo = Memo(sampling.memo, digest({"schema_version": SCHEMA_VERSION, **how})) if sampling.memo else None
 
     def build(work: Storage) -> dict[str, Any]:
         asked = questions.storage.read_table("")
+        of = len(asked)
         facts: dict[str, Any] = {"asked": sampling.k, "decided_at": decided_at}
         if memo is not None:
             found, asked = memo.take_up(work, asked)
@@ -58,9 +60,9 @@ def sample(
         if len(asked):
             with progress(f"sample {name}") as update:
                 if decided_at is None or until is None:
-                    counts = engines.run_shards(model, "sample", work, asked, (sampling, seed, 0, sampling.k), update)
+                    counts = engines.run_shards(model, "sample", work, asked, (sampling, seed, 0, sampling.k), update, of)
                 else:
-                    counts = sample_until_decided(engines, model, work, asked, sampling, seed, until, update)
+                    counts = sample_until_decided(engines, model, work, asked, sampling, seed, until, update, of)
             if memo is not None:
                 memo.keep(digest(questions.key), work.read_table(""))
         if memo is not None and len(found):

@@ -47,6 +47,7 @@ def score(
         "model": model.identity(),
         "probe": probe.key if probe else None,
         "next_token_entropy": next_token_entropy,
+        "device": "gpu" if engine.gpus else "cpu",
     }
     if probe is None and not next_token_entropy:
         raise UserError("score: nothing to compute; give a probe, or ask for the next-token entropy")

@@ -29,6 +29,7 @@ def sample_until_decided(
     seed: tuple[int, ...],
     until: EntropyConfig,
     on_shard: Callable[[int, int], None],
+    of: int,
 ) -> dict[str, int]:
     """Write the samples table of ``questions`` into ``work``; each row has as many answers as its label took.
 
@@ -41,7 +42,7 @@ def sample_until_decided(
     asked = questions
     for wave, (first, last) in enumerate(pairwise([0, *waves(sampling.k, at)])):
         here = work.at(f"_scratch/wave-{wave}")
-        spent = engines.run_shards(model, "sample", here.at("samples"), asked, (sampling, seed, first, last), on_shard)
+        spent = engines.run_shards(model, "sample", here.at("samples"), asked, (sampling, seed, first, last), on_shard, of)
         for name, value in spent.items():
             counts[name] = counts.get(name, 0) + value
         for row in here.at("samples").read_table("").to_pylist():

@@ -95,8 +95,8 @@ class EngineConfig(Section):
     """Attempts at a single question before it is written with its error."""
     max_error_rate: float = Field(0.01, ge=0, le=1)
     """Share of a stage's questions that may fail; beyond it the run stops."""
-    max_restarts: int = Field(16, ge=0)
-    """Engines that may die in one stage before it stops. To single out a question that kills takes 8 or so."""
+    max_restarts: int = Field(32, ge=0)
+    """Engines that may die in one stage before it stops. To single out a question that kills takes about 11."""
     placement_timeout: float = Field(600, gt=0)
     """Seconds to wait for a place while other work holds the cluster."""
     vllm: dict[str, Any] = {}
@@ -277,6 +277,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"sampling.stop_when_decided needs a threshold that is known beforehand, entropy.rule is {self.entropy.rule}; "
                 "set it to ka2l or fixed, or leave stop_when_decided out"
+            )
+        if self.sampling.stop_when_decided and self.selection.strategy == "semantic_entropy":
+            raise ValueError(
+                "selection.strategy semantic_entropy ranks by what sampling.stop_when_decided only bounds; leave it out"
             )
         return self
 

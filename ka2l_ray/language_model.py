@@ -158,14 +158,18 @@ class LanguageModel:
         input_ids_BT, mask_BT = self._pad(prompts_ids, side="left")
         positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.causal_lm.config)
-        logits_RV = self.model(
-            input_ids=input_ids_BT,
-            attention_mask=mask_BT,
-            position_ids=positions_BT,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        logits_RV = (
+            self.model(
+                input_ids=input_ids_BT,
+                attention_mask=mask_BT,
+                position_ids=positions_BT,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            .logits[:, -1]
+            .to(self.device)
+        )
         cache.batch_repeat_interleave(fan_out)
         logits_RV = logits_RV.repeat_interleave(fan_out, 0)
         mask_RT = mask_BT.repeat_interleave(fan_out, 0)
@@ -175,7 +179,7 @@ class LanguageModel:
             np.stack([np.random.Generator(np.random.Philox(key=s)).random(max_tokens) for row in seeds for s in row])
         ).to(self.device)
         answers = [Answer(stop, self.tokenizer, self.end_ids) for _ in range(len(prompts_ids) * fan_out)]
-        live = torch.arange(len(answers), device=self.device)
+        live = torch.arange(len(answers))  # indices stay on the host: a model over several GPUs has no one device
         for step in range(max_tokens):
             token_R, logprob_R = sample_tokens(logits_RV, temperature_R[live], uniform_RT[live, step])
             going = [
@@ -184,19 +188,23 @@ class LanguageModel:
             ]
             if not any(going) or step == max_tokens - 1:
                 break
-            kept = torch.tensor(going, device=self.device).nonzero().squeeze(1)
+            kept = torch.tensor(going).nonzero().squeeze(1)
             if len(kept) < len(live):
                 cache.batch_select_indices(kept)
                 token_R, mask_RT, position_R, live = token_R[kept], mask_RT[kept], position_R[kept], live[kept]
             mask_RT = torch.cat([mask_RT, mask_RT.new_ones(len(live), 1)], dim=1)
             position_R = position_R + 1
-            logits_RV = self.model(
-                input_ids=token_R[:, None],
-                attention_mask=mask_RT,
-                position_ids=position_R[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
+            logits_RV = (
+                self.model(
+                    input_ids=token_R[:, None],
+                    attention_mask=mask_RT,
+                    position_ids=position_R[:, None],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                .logits[:, -1]
+                .to(self.device)
+            )
         finished = [answer.finish() for answer in answers]
         return [finished[i : i + fan_out] for i in range(0, len(finished), fan_out)]
 
@@ -214,8 +222,9 @@ class LanguageModel:
         prefix = self._prefix(prompts_ids, deepest)
         done = len(prefix.ids)
         for rows in batches_by_length([len(p) - done for p in prompts_ids], batch_tokens, room=done):
-            ids_BT, mask_BT = self._pad([prompts_ids[i][done:] for i in rows], side="right")
-            last = partial(_at, where=(torch.arange(len(rows), device=self.device), mask_BT.sum(-1) - 1))
+            ids_BT, _ = self._pad([prompts_ids[i][done:] for i in rows], side="right")
+            ends = torch.tensor([len(prompts_ids[i]) - done - 1 for i in rows])
+            last = partial(_at, where=(torch.arange(len(rows)), ends), device=self.device)
             # Right-padded rows of a causal model need no mask: no real token looks at what follows it.
             yield rows, self._states(ids_BT, layers, last, prefix.cache_for(len(rows)), done)
 
@@ -258,7 +267,9 @@ class LanguageModel:
         cache = DynamicCache(config=self.causal_lm.config)
         if len(shared) < LEAST_PREFIX or any(type(layer) is not DynamicLayer for layer in cache.layers):
             return _Prefix([], None)
-        self._states(torch.tensor([shared], device=self.device), [deepest], partial(_at, where=slice(0)), cache, 0)
+        self._states(
+            torch.tensor([shared], device=self.device), [deepest], partial(_at, where=slice(0), device=self.device), cache, 0
+        )
         return _Prefix(shared, cache)
 
     @torch.inference_mode()
@@ -278,7 +289,7 @@ class LanguageModel:
             for b, i in enumerate(rows):
                 begin, end = len(prompts_ids[i]), len(whole[i])
                 log_p_TV = vocabulary_logits(self.causal_lm, hidden_BTD[b, begin - 1 : end - 1]).float().log_softmax(-1)
-                found[i] = log_p_TV.gather(1, ids_BT[b, begin:end, None]).squeeze(1).tolist()
+                found[i] = log_p_TV.gather(1, ids_BT[b, begin:end, None].to(log_p_TV.device)).squeeze(1).tolist()
         return [found[i] for i in range(len(whole))]
 
     @torch.inference_mode()
@@ -313,7 +324,8 @@ def vocabulary_logits(causal_lm: Any, state_ND: Tensor) -> Tensor:
     Some architectures scale them (Granite divides, Cohere multiplies) or cap them softly (Gemma 2).
     """
     config = causal_lm.config.get_text_config()
-    logits_NV: Tensor = causal_lm.get_output_embeddings()(state_ND)
+    head = causal_lm.get_output_embeddings()
+    logits_NV: Tensor = head(state_ND.to(head.weight.device))
     if scaling := getattr(config, "logits_scaling", None):
         logits_NV = logits_NV / scaling
     if scale := getattr(config, "logit_scale", None):
@@ -323,8 +335,8 @@ def vocabulary_logits(causal_lm: Any, state_ND: Tensor) -> Tensor:
     return logits_NV
 
 
-def _at(hidden_BTD: Tensor, where: Any) -> Tensor:
-    return hidden_BTD[where]
+def _at(hidden_BTD: Tensor, where: Any, device: torch.device) -> Tensor:
+    return hidden_BTD[where].to(device)
 
 
 class Answer:

@@ -63,6 +63,14 @@ def model_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
+def generation_config(config: ModelConfig) -> GenerationConfig:
+    """generation_config.json where there is one, else what the model's configuration implies."""
+    try:
+        return GenerationConfig.from_pretrained(bundled_path(config.path), revision=config.revision)
+    except OSError:
+        return GenerationConfig.from_model_config(check_is_model(config))
+
+
 def end_token_ids(generation: GenerationConfig, tokenizer: Any) -> set[int]:
     """Tokens that end an answer."""
     ends = generation.eos_token_id

@@ -23,6 +23,8 @@ def test_one_gpu_a_bundle_for_vllm_and_one_bundle_for_transformers() -> None:
         {"GPU": 1},
     ]
     assert replica_bundles(engine(gpus=1, cpus=4, tensor_parallel=4)) == [{"CPU": 4, "GPU": 4}]
+    mixed = engine(name="vllm", gpus=1, tensor_parallel=2)
+    assert replica_bundles(mixed, "transformers") == [{"CPU": 1, "GPU": 2}], "its hidden states are transformers'"
     assert replica_bundles(engine(gpus=0.5)) == [{"CPU": 1, "GPU": 0.5}]
     assert replica_bundles(engine(cpus=2)) == [{"CPU": 2}]
 

@@ -247,3 +247,8 @@ def test_importing_the_configuration_loads_neither_torch_nor_ray() -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_bounds_are_not_ranked_by() -> None:
+    overrides = ["sampling.stop_when_decided=true", "selection.strategy=semantic_entropy"]
+    assert "semantic_entropy ranks by what sampling.stop_when_decided only bounds" in fault(overrides)

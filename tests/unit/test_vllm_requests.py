@@ -1,0 +1,14 @@
+"""Which samples share one request of vLLM; vLLM itself is not needed."""
+
+from __future__ import annotations
+
+from ka2l_ray.actors.vllm_engine import _requests
+
+
+def test_samples_of_one_temperature_and_consecutive_seeds_are_one_request() -> None:
+    assert _requests([1.0, 1.0, 1.0, 0.1], [5, 6, 7, 8]) == [[0, 1, 2], [3]]
+
+
+def test_a_gap_between_seeds_begins_a_request() -> None:
+    """As after the first wave, when the greedy-like answer has the temperature of the others."""
+    assert _requests([1.0, 1.0, 1.0], [5, 6, 15]) == [[0, 1], [2]]
