@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,9 @@ def load_adapter(model: Any, path: str, model_name: str) -> Any:
 
 def check_adapter(config: ModelConfig, path: str) -> None:
     """As ``load_adapter``, on a model without weights: seconds, and no memory."""
-    load_adapter(_skeleton(config), path, config.path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")  # which is what is meant
+        load_adapter(_skeleton(config), path, config.path)
 
 
 def block_linears(config: ModelConfig) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.actors.vllm_engine import VLLMEngine
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
@@ -199,10 +200,14 @@ def test_an_engine_process_that_is_killed_under_a_living_actor_is_replaced(
     killer = threading.Thread(target=kill_engine)
     killer.start()
     model = Model(ModelConfig(path=tiny["model"]), PromptConfig(instruction=""))
-    disturbed = sampled(tmp_path / "disturbed", asked, SAMPLING, ENGINE, model)
-    killer.join()
-    assert killed, "no engine process was killed while it worked"
-    alone = sampled(tmp_path / "alone", asked, SAMPLING, ENGINE, model)
+    engines = Engines(ENGINE)
+    try:
+        disturbed = sampled(tmp_path / "disturbed", asked, SAMPLING, engines, model)
+        killer.join()
+        assert killed, "no engine process was killed while it worked"
+        alone = sampled(tmp_path / "alone", asked, SAMPLING, engines, model)
+    finally:
+        engines.release()
     a, b = (Storage(artefact.url).read_table("").sort_by("question_id") for artefact in (alone, disturbed))
     assert len(a) == 160
     assert a.select(["question_id", "generations", "greedy"]).equals(b.select(["question_id", "generations", "greedy"]))
