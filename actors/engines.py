@@ -110,7 +110,11 @@ class Engines:
                 shard = run.queue.take()
                 replica.tasks.append((run.submit(replica.actor, shard), shard))
         working = {replica.tasks[0][0]: replica for replica in self.replicas if replica.tasks}
-        (first,), _ = ray.wait(list(working), num_returns=1)
+        done, _ = ray.wait(list(working), num_returns=1, timeout=self.config.placement_timeout)
+        if not done:
+            self._without_the_homeless(run)
+            return 0
+        (first,) = done
         replica = working[first]
         shard = replica.tasks[0][1]
         try:
@@ -142,6 +146,28 @@ class Engines:
         if run.work.exists(shard.file):  # it died between its last write and its answer
             return len(shard)
         return self._failed(run, shard, reason, engine_died=True)
+
+    def _without_the_homeless(self, run: _Run) -> None:
+        """Give up replicas whose place is gone with its node and found no other; the others do their shards.
+
+        Raises:
+            EnginesDieError: none is left.
+        """
+        for replica in list(self.replicas):
+            if replica.group.wait(timeout_seconds=1):
+                continue
+            logger.warning("a replica has had no place for %g s: it is given up", self.config.placement_timeout)
+            for _, shard in reversed(replica.tasks):
+                run.queue.put_back(shard)
+            ray.kill(replica.actor)
+            remove([replica.group])
+            self.groups.remove(replica.group)
+            self.replicas.remove(replica)
+        if not self.replicas:
+            raise EnginesDieError(
+                f"no node has a place for an engine any more (engine.placement_timeout {self.config.placement_timeout:g} s); "
+                "join a larger cluster and run the same command again"
+            )
 
     def _failed(self, run: _Run, shard: Shard, reason: str, *, engine_died: bool) -> int:
         """Try again in parts, or give up a single question: it is written with its error. Rows done."""

@@ -42,7 +42,8 @@ def check_supply(config: EngineConfig, nodes: Sequence[Bundle], backend: str | N
     """Raise a UserError that holds demand against supply where ``nodes`` could never take the replicas."""
     bundles = replica_bundles(config, backend)
     if _capacity(bundles, nodes, config.replicas) < config.replicas:
-        raise UserError(f"{_demand(config)}; {_supply(nodes)}; {_remedy(config)}")
+        whole = " (pool scoring and the transformers engine want a copy's GPUs on one node)" if backend == "transformers" else ""
+        raise UserError(f"{_demand(config)}{whole}; {_supply(nodes)}; {_remedy(config)}")
 
 
 def cluster_nodes() -> list[Bundle]:

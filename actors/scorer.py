@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -55,8 +56,11 @@ class ScoreBatch:
         """Scores of a batch; where it fails, of its halves, until the question at fault stands alone with its error."""
         try:
             return self._score(batch)
-        except (UserError, torch.AcceleratorError):
+        except UserError:
             raise
+        except torch.AcceleratorError:  # stays for the life of the process; Ray Data starts another and asks it again
+            logger.exception("the device is in an error state; this worker ends")
+            os._exit(1)
         except Exception as error:
             logger.warning("%d questions failed: %s", len(batch), error)
             if len(batch) > 1:

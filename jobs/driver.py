@@ -98,7 +98,10 @@ def check_budget(config: RunConfig, pool: int) -> None:
 def check_resources(config: RunConfig) -> None:
     """Raise a UserError where a stage asks for more than the whole cluster has, instead of waiting for ever."""
     there = ray.cluster_resources()
-    check_supply(config.engine, cluster_nodes())
+    nodes = cluster_nodes()
+    check_supply(config.engine, nodes)
+    if config.engine.gpus:
+        check_supply(config.engine, nodes, "transformers")
     cpus = {
         "engine": config.engine.replicas * config.engine.cpus,
         "entropy": float(config.entropy.replicas),

@@ -11,6 +11,8 @@ from ray.data.checkpoint import CheckpointConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.storage import Storage
 
+MAX_RESTARTS = 32  # of one worker; Ray Data would start one that always dies again for ever
+
 
 def map_rows(
     source: Storage,
@@ -54,6 +56,8 @@ def map_rows(
             compute=ActorPoolStrategy(size=actors),
             num_cpus=cpus,
             num_gpus=gpus,
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_RESTARTS,
         )
         mapped.write_parquet(target.url(), compression="zstd")
     finally:
