@@ -63,7 +63,8 @@ class PeakMemory:
 
 def texts() -> list[str]:
     if SHARED.is_file():
-        return [json.loads(line)["question"] for line in SHARED.read_text().splitlines()]
+        with SHARED.open() as lines:
+            return [json.loads(line)["question"] for line in lines]
     return [fact.question(0) for fact in World().facts]
 
 

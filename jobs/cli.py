@@ -19,7 +19,8 @@ import typer
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-from ka2l_ray.config import RunConfig, dump, load_config
+from ka2l_ray.config import RunConfig
+from ka2l_ray.config_files import dump, load_config
 from ka2l_ray.jobs.cli_stages import COMMANDS, Overrides
 from ka2l_ray.jobs.failures import reported
 

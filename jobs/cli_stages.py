@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from ka2l_ray.acquisition import STRATEGIES
-from ka2l_ray.config import RunConfig, load_config
+from ka2l_ray.config import RunConfig
+from ka2l_ray.config_files import load_config
 from ka2l_ray.jobs.failures import reported
 
 Questions = Annotated[

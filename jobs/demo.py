@@ -18,7 +18,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ka2l_ray.config import RunConfig, dump, load_config
+from ka2l_ray.config import RunConfig
+from ka2l_ray.config_files import dump, load_config
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.session import ray_session
 from ka2l_ray.ledger import Ledger

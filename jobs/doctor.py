@@ -13,7 +13,8 @@ import torch
 import typer
 
 from ka2l_ray.actors.engines import Engines
-from ka2l_ray.config import RunConfig, load_config
+from ka2l_ray.config import RunConfig
+from ka2l_ray.config_files import load_config
 from ka2l_ray.errors import UserError
 from ka2l_ray.evaluation import meteor_data
 from ka2l_ray.jobs.plan import plan

@@ -21,10 +21,11 @@ from ka2l_ray.acquisition import strategy
 from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model, check_engine
 from ka2l_ray.actors.placement import check_supply, cluster_nodes
-from ka2l_ray.config import NOT_CONTENT, RunConfig, dump
+from ka2l_ray.config import NOT_CONTENT, RunConfig
+from ka2l_ray.config_files import dump
 from ka2l_ray.errors import RunMismatchError, UserError
 from ka2l_ray.jobs.annotate import annotate, known_rows, replay
-from ka2l_ray.jobs.entropy import entropy
+from ka2l_ray.jobs.entropy import entropy, verdict_identity
 from ka2l_ray.jobs.evaluate import evaluate
 from ka2l_ray.jobs.finetune import finetune
 from ka2l_ray.jobs.hidden_states import hidden_states
@@ -36,7 +37,6 @@ from ka2l_ray.jobs.select import select
 from ka2l_ray.ledger import Ledger
 from ka2l_ray.model_files import check_is_model
 from ka2l_ray.prompts import Prompter
-from ka2l_ray.semantics.judges import load_nli_config
 from ka2l_ray.store import Artefact, RunStore, difference, flatten
 from ka2l_ray.world import bundled_path
 
@@ -79,8 +79,7 @@ def check_inputs(config: RunConfig) -> None:
     Prompter(AutoTokenizer.from_pretrained(bundled_path(config.model.path), **source), config.prompt).check()
     check_engine(config.model, config.engine, config.sampling.k)
     strategy(config.selection.strategy)
-    if config.entropy.judge == "nli":
-        load_nli_config(bundled_path(config.entropy.nli_model))
+    verdict_identity(config.entropy)
     for path in (config.pool.questions, config.pool.test, config.annotation.answers):
         if path is not None:
             input_key(path)

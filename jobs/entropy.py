@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ka2l_ray import schema
 from ka2l_ray.actors.judge import ClusterBatch
 from ka2l_ray.config import EntropyConfig, ModelConfig
 from ka2l_ray.errors import UserError
+from ka2l_ray.jobs.progress import Update, progress
 from ka2l_ray.jobs.streaming import map_rows
-from ka2l_ray.model_files import model_identity
+from ka2l_ray.model_files import check_is_model, model_identity
+from ka2l_ray.semantics.cache import claim, merge
 from ka2l_ray.semantics.entropy import labels, threshold
 from ka2l_ray.semantics.judges import label_verdicts, load_nli_config
 from ka2l_ray.storage import Storage
 from ka2l_ray.store import Artefact, Store
 from ka2l_ray.world import bundled_path
 
+logger = logging.getLogger(__name__)
+
 RULES = ("ka2l", "two_means", "quantile")
-ROWS_PER_BLOCK = 128  # a question takes many pairs of the judge
+ROWS_PER_BLOCK = 512  # questions that advance together
+SUMMED = (
+    "judge_calls",
+    "cached_verdicts",
+    "reference_calls",
+    "empty_answers",
+    "truncated",
+    "unparsable",
+    "triples",
+    "non_transitive_triples",
+)
 
 
 @dataclass
@@ -34,6 +52,12 @@ class EntropyFacts:
     thresholds: dict[str, float]
     share_unknown: dict[str, float]
     judge_calls: int
+    cached_verdicts: int
+    reference_calls: int
+    empty_answers: int
+    single_answers: int
+    truncated: int
+    unparsable: int
     triples: int
     non_transitive_triples: int
 
@@ -49,13 +73,29 @@ def entropy(
     """
     inputs = {"stage": "entropy", "samples": samples.key, "entropy": judge_identity(config), "threshold_at": threshold_at}
     asked = _answers_asked(samples, config, threshold_at)
+    decided_at = None
+    if asked is not None or config.label_only:
+        decided_at = known_threshold(config) if threshold_at is None else threshold_at
 
     def build(work: Storage) -> dict[str, Any]:
         clusters = work.at("_scratch/clusters")
         failed = samples.facts.get("errors", 0)
         checkpoint = work.at("_scratch/checkpoint")
-        cluster_answers(samples.storage, clusters, checkpoint, config, gpus=gpus, failed=failed, asked=asked)
-        return asdict(_label(clusters, work, config, threshold_at, bounds=asked is not None))
+        with progress(f"entropy {name}") as update:
+            cluster_samples(
+                samples.storage,
+                clusters,
+                checkpoint,
+                config,
+                gpus=gpus,
+                failed=failed,
+                asked=asked,
+                decided_at=decided_at,
+                on_file=_counting(clusters, samples.facts["rows"] - failed, update),
+            )
+        facts = _label(clusters, work, config, threshold_at, bounds=decided_at is not None)
+        _warn(name, facts)
+        return asdict(facts)
 
     return store.compute(name, inputs, build)
 
@@ -64,15 +104,33 @@ def judge_identity(config: EntropyConfig) -> dict[str, Any]:
     """For content keys: what of the configuration decides clusters and labels.
 
     Raises:
-        UserError: the NLI model has no entailment label.
+        UserError: no such judge's model, or an NLI model without an entailment label.
     """
-    judged = config.model_dump(mode="json", exclude={"replicas", "batch_size"})
-    if config.judge == "exact":
-        judged.pop("nli_model")
-    else:
+    rules = ("equivalence", "policy", "rule", "quantile", "threshold", "audit", "label_only")
+    return {**verdict_identity(config), **{name: getattr(config, name) for name in rules}}
+
+
+def verdict_identity(config: EntropyConfig) -> dict[str, Any]:
+    """What of the configuration decides a verdict on two texts."""
+    judge: dict[str, Any] = {"judge": config.judge}
+    if config.judge == "nli":
         label_verdicts(load_nli_config(bundled_path(config.nli_model)), config.nli_model)
-        judged["nli_model"] = model_identity(ModelConfig(path=config.nli_model))
-    return judged
+        return judge | {"nli_model": model_identity(ModelConfig(path=config.nli_model))}
+    if config.judge == "embedding":
+        return judge | {"encoder": model_identity(ModelConfig(path=config.encoder)), "similarity": config.similarity}
+    if config.judge == "llm":
+        assert config.llm_model is not None
+        served: Any = config.llm_model
+        if config.endpoint is None:
+            check_is_model(ModelConfig(path=config.llm_model))
+            served = model_identity(ModelConfig(path=config.llm_model))
+        return judge | {"llm_model": served, "llm_prompt": config.llm_prompt}
+    return judge
+
+
+def judge_gpus(config: EntropyConfig, gpus: float) -> float:
+    """GPUs of one judge actor, where a model of its own would have ``gpus``."""
+    return 0.0 if config.judge == "exact" or config.endpoint is not None else gpus
 
 
 def known_threshold(config: EntropyConfig) -> float:
@@ -81,7 +139,7 @@ def known_threshold(config: EntropyConfig) -> float:
     return threshold(np.array([]), config.rule, fixed=config.threshold)
 
 
-def cluster_answers(
+def cluster_samples(
     samples: Storage,
     clusters: Storage,
     checkpoint: Storage,
@@ -90,26 +148,50 @@ def cluster_answers(
     gpus: float,
     failed: int = 0,
     asked: int | None = None,
+    decided_at: float | None = None,
+    on_file: Callable[[str], None] | None = None,
 ) -> None:
     """Write ``schema.CLUSTERS`` rows of all samples that have answers.
 
     Args:
+        gpus: of one judge actor, if its judge is a model here.
         failed: rows that have none.
-        asked: answers of a question that is not decided; a row with fewer gets a bound. None: all rows are whole.
+        asked: answers of a question that is not decided; None: all rows are whole.
+        decided_at: nats; where rows are not whole, or only labels are wanted, they get a bound at this threshold.
+        on_file: told of each file of ``clusters``.
     """
+    if config.cache is not None:
+        claim(config.cache, json.dumps(verdict_identity(config), sort_keys=True))
     map_rows(
         samples,
         clusters,
         worker=ClusterBatch,
-        arguments=(config, asked, known_threshold(config) if asked else None),
+        arguments=(config, asked, decided_at),
         columns=["question_id", "question", "generations"],
         actors=config.replicas,
         cpus=1,
-        gpus=gpus,
+        gpus=judge_gpus(config, gpus),
         rows_per_block=ROWS_PER_BLOCK,
         checkpoint=checkpoint,
         excluded=failed,
+        on_file=on_file,
     )
+    if config.cache is not None:
+        merge(config.cache)
+
+
+def _counting(clusters: Storage, questions: int, update: Update) -> Callable[[str], None]:
+    """Progress by questions and judge calls, file by file."""
+    rows = calls = 0
+
+    def on_file(file: str) -> None:
+        nonlocal rows, calls
+        column = clusters.read_table(file, columns=["judge_calls"])["judge_calls"]
+        rows += len(column)
+        calls += pc.sum(column).as_py() or 0
+        update(rows, questions, f"{calls} judge calls")
+
+    return on_file
 
 
 def _answers_asked(samples: Artefact, config: EntropyConfig, threshold_at: float | None) -> int | None:
@@ -134,15 +216,20 @@ def _label(clusters: Storage, work: Storage, config: EntropyConfig, threshold_at
 
     Of bounds, no other rule's threshold can be found.
     """
-    figures = clusters.read_table("", columns=["semantic_entropy", "judge_calls", "triples", "non_transitive_triples"])
-    entropies = figures["semantic_entropy"].to_numpy()
+    entropies = clusters.read_table("", columns=["semantic_entropy"])["semantic_entropy"].to_numpy()
     at = threshold_at
     if at is None:
         at = threshold(entropies, config.rule, quantile=config.quantile, fixed=config.threshold)
+    sums = dict.fromkeys(SUMMED, 0)
+    single = 0
     for i, file in enumerate(clusters.parquet_files()):
         table = clusters.read_table(file)
         column = pa.array(labels(table["semantic_entropy"].to_numpy(), at))
         work.write_table(f"part-{i:05d}.parquet", table.append_column(schema.ENTROPY.field("label"), column).cast(schema.ENTROPY))
+        for name in SUMMED:
+            sums[name] += pc.sum(table[name]).as_py() or 0
+        one = pc.equal(pc.list_value_length(table["cluster_ids"]), 1)
+        single += pc.sum(pc.and_(one, pc.equal(table["bound"], "exact"))).as_py() or 0
     thresholds: dict[str, float] = {config.rule: at}
     if not bounds:
         thresholds = {rule: threshold(entropies, rule, quantile=config.quantile) for rule in RULES} | {"fixed": config.threshold}
@@ -152,5 +239,19 @@ def _label(clusters: Storage, work: Storage, config: EntropyConfig, threshold_at
         unknown=int(labels(entropies, at).sum()),
         thresholds=thresholds,
         share_unknown={rule: float(np.mean(entropies >= value)) for rule, value in thresholds.items()},
-        **{name: int(figures[name].to_numpy().sum()) for name in ("judge_calls", "triples", "non_transitive_triples")},
+        single_answers=single,
+        **sums,
     )
+
+
+def _warn(name: str, facts: EntropyFacts) -> None:
+    """What a reader of the figures should know."""
+    notes = {
+        "questions have one answer, whose semantic entropy is 0 whatever the model knows": facts.single_answers,
+        "answers are empty; they count as one meaning of their own": facts.empty_answers,
+        "verdicts are on texts longer than the judge takes, of which it did not see all": facts.truncated,
+        "verdicts could not be read and were taken for neutral": facts.unparsable,
+    }
+    for note, count in notes.items():
+        if count:
+            logger.warning("%s: %d %s", name, count, note)

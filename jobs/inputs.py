@@ -135,8 +135,8 @@ def _sampled(place: str, row: dict[str, Any]) -> dict[str, Any]:
     generations = row.get("generations")
     if not isinstance(generations, list) or not all(isinstance(text, str) for text in generations):
         raise UserError(f"{place}: 'generations' must be a list of answers")
-    if len(generations) < 2:
-        raise UserError(f"{place}: {len(generations)} generations; semantic entropy needs at least two")
+    if not generations:
+        raise UserError(f"{place}: no generations; semantic entropy is of one answer at least, and says something from two on")
     return {"question": _question(place, row), "generations": generations}
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -16,9 +17,13 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 15.0
 
 
+class Update(Protocol):
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
+
 @contextmanager
-def progress(what: str, unit: str = "questions") -> Iterator[Callable[[int, int], None]]:
-    """Yields ``update(done, total)``."""
+def progress(what: str, unit: str = "questions") -> Iterator[Update]:
+    """Yields ``update(done, total)``, which takes a note on what else was done."""
     started = time.monotonic()
     if sys.stderr.isatty():
         columns = (
@@ -26,25 +31,26 @@ def progress(what: str, unit: str = "questions") -> Iterator[Callable[[int, int]
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=None, rate="")
+            task = bar.add_task(what, total=None, rate="", note="")
 
-            def draw(done: int, total: int) -> None:
-                bar.update(task, completed=done, total=total, rate=f"{_rate(done, started):.1f} {unit}/s")
+            def draw(done: int, total: int, note: str = "") -> None:
+                bar.update(task, completed=done, total=total, rate=f"{_rate(done, started):.1f} {unit}/s", note=note)
 
             yield draw
         return
     last = started
 
-    def line(done: int, total: int) -> None:
+    def line(done: int, total: int, note: str = "") -> None:
         nonlocal last
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             rate = _rate(done, started)
             left = f", {(total - done) / rate:.0f} s left" if rate else ""
-            logger.info("%s: %d of %d %s, %.1f/s%s", what, done, total, unit, rate, left)
+            logger.info("%s: %d of %d %s, %.1f/s%s%s", what, done, total, unit, rate, left, note and f", {note}")
 
     yield line
 

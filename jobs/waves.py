@@ -13,7 +13,7 @@ from ka2l_ray import schema
 from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import EntropyConfig, SamplingConfig
-from ka2l_ray.jobs.entropy import cluster_answers, known_threshold
+from ka2l_ray.jobs.entropy import cluster_samples, judge_gpus, known_threshold
 from ka2l_ray.semantics.entropy import entropy_bounds, waves
 from ka2l_ray.storage import Storage
 
@@ -79,9 +79,9 @@ def _undecided(
     if not rows:
         return pa.array([], pa.string())
     here.write_table("so_far/samples.parquet", pa.Table.from_pylist(rows, schema=schema.SAMPLES))
-    gpus = 1.0 if engines.gpus and until.judge != "exact" else 0.0
+    gpus = judge_gpus(until, 1.0 if engines.gpus else 0.0)
     engines.make_room(until.replicas, gpus * until.replicas)
-    cluster_answers(here.at("so_far"), here.at("clusters"), here.at("checkpoint"), until, gpus=gpus)
+    cluster_samples(here.at("so_far"), here.at("clusters"), here.at("checkpoint"), until, gpus=gpus)
     clusters = here.at("clusters").read_table("", columns=["question_id", "cluster_ids"])
     undecided = []
     for question_id, cluster_ids in zip(clusters["question_id"].to_pylist(), clusters["cluster_ids"].to_pylist(), strict=True):

@@ -1,19 +1,10 @@
-"""The configuration of a run: one YAML, validated; unknown keys fail with the nearest valid one named.
-
-Imports neither torch nor ray, so that ``--help`` and wrong configurations are answered at once. Defaults are the KA2L paper's.
-"""
+"""The configuration of a run: its sections and keys, with what they mean and may be. Defaults are the KA2L paper's."""
 
 from __future__ import annotations
 
-import difflib
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from ka2l_ray.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 BUNDLED_STUDENT = "bundled:student"
 BUNDLED_JUDGE = "bundled:judge"
@@ -110,10 +101,24 @@ class EngineConfig(Section):
 
 
 class EntropyConfig(Section):
-    judge: Literal["nli", "exact"] = "nli"
-    """Who says that two answers mean the same: an NLI model, or normalised string match."""
+    judge: Literal["nli", "exact", "llm", "embedding"] = "nli"
+    """Who says that two answers mean the same: an NLI model, normalised string match, a language model, or a sentence encoder."""
     nli_model: str = "microsoft/deberta-large-mnli"
-    """Sequence-classification NLI model; ``bundled:judge`` is the small one that ships with ka2l_ray."""
+    """Of ``nli``: a sequence-classification model; ``bundled:judge`` is the small one that ships with ka2l_ray."""
+    encoder: str = "sentence-transformers/all-mpnet-base-v2"
+    """Of ``embedding``: any sentence encoder."""
+    similarity: float = Field(0.95, gt=-1, le=1)
+    """Of ``embedding``: least cosine of answers that mean the same, each behind its question."""
+    llm_model: str | None = None
+    """Of ``llm``: directory or hub name of a chat model; with ``endpoint``, its name there."""
+    endpoint: str | None = None
+    """Of ``llm``: base URL of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1; left out: the judge's workers hold
+    the model. The key, if any, is read from the environment variable KA2L_JUDGE_API_KEY of the workers."""
+    llm_prompt: str = (
+        "Question: {question}\nAnswer A: {a}\nAnswer B: {b}\n"
+        "Do answers A and B mean the same, as answers to this question? Say yes or no."
+    )
+    """Of ``llm``: must hold {question}, {a} and {b}; the model says yes or no."""
     equivalence: Literal["strict", "lenient"] = "strict"
     """``strict``: entailment both ways; ``lenient``: no contradiction and not both neutral."""
     policy: Literal["founder_last", "founder_first"] = "founder_last"
@@ -126,10 +131,30 @@ class EntropyConfig(Section):
     """For ``fixed``: nats."""
     audit: float = Field(0.02, ge=0, le=1)
     """Share of questions of which every pair of answers is judged, to count non-transitive triples."""
+    label_only: bool = False
+    """Ask no verdict that the label known/unknown does not need: the label is exact, the semantic entropy a bound. Needs rule
+    ka2l or fixed, whose threshold is known beforehand."""
     replicas: int = Field(1, ge=1)
     """Judge actors."""
-    batch_size: int = Field(64, ge=1)
-    """Sentence pairs of one forward pass."""
+    batch_tokens: int = Field(4096, ge=1)
+    """Tokens of one forward pass of the judge, padding included."""
+    cache: str | None = None
+    """Directory of verdicts to keep and to take up again: no pair of texts is put to the same judge twice."""
+
+    @model_validator(mode="after")
+    def _judge_is_whole(self) -> Self:
+        if self.judge == "llm":
+            if self.llm_model is None:
+                raise ValueError("judge llm needs llm_model, the language model that judges (with endpoint: its name there)")
+            try:
+                self.llm_prompt.format(question="", a="", b="")
+            except (KeyError, IndexError, ValueError):
+                raise ValueError("llm_prompt may hold {question}, {a} and {b} in braces, and nothing else") from None
+            if not all(name in self.llm_prompt for name in ("{question}", "{a}", "{b}")):
+                raise ValueError("llm_prompt must hold {question}, {a} and {b}")
+        if self.label_only and self.rule not in ("ka2l", "fixed"):
+            raise ValueError(f"label_only needs a threshold that is known beforehand, rule is {self.rule}; set ka2l or fixed")
+        return self
 
 
 class ProbeConfig(Section):
@@ -278,10 +303,10 @@ class RunConfig(Section):
                 f"sampling.stop_when_decided needs a threshold that is known beforehand, entropy.rule is {self.entropy.rule}; "
                 "set it to ka2l or fixed, or leave stop_when_decided out"
             )
-        if self.sampling.stop_when_decided and self.selection.strategy == "semantic_entropy":
-            raise ValueError(
-                "selection.strategy semantic_entropy ranks by what sampling.stop_when_decided only bounds; leave it out"
-            )
+        bounds = {"sampling.stop_when_decided": self.sampling.stop_when_decided, "entropy.label_only": self.entropy.label_only}
+        for key, on in bounds.items():
+            if on and self.selection.strategy == "semantic_entropy":
+                raise ValueError(f"selection.strategy semantic_entropy ranks by what {key} only bounds; leave it out")
         return self
 
 
@@ -299,135 +324,8 @@ NOT_CONTENT = (
     "engine.placement_timeout",
     "sampling.memo",
     "entropy.replicas",
-    "entropy.batch_size",
+    "entropy.batch_tokens",
+    "entropy.cache",
     "probe.workers",
     "finetune.checkpoint_every",
 )
-
-
-def preset_names() -> list[str]:
-    return sorted(
-        p.name.removesuffix(".yaml") for p in (resources.files("ka2l_ray") / "presets").iterdir() if p.name.endswith(".yaml")
-    )
-
-
-def load_preset(name: str) -> dict[str, Any]:
-    if name not in preset_names():
-        raise UserError(f"no preset '{name}'{_nearest(name, preset_names())}; there are: {', '.join(preset_names())}")
-    text = (resources.files("ka2l_ray") / "presets" / f"{name}.yaml").read_text()
-    document: dict[str, Any] = yaml.safe_load(text)
-    return document
-
-
-def load_config(path: str | Path | None, overrides: list[str] | None = None, values: dict[str, Any] | None = None) -> RunConfig:
-    """The validated configuration: preset, then file, then ``values`` by dotted key, then ``KEY=VALUE`` overrides.
-
-    Raises:
-        UserError: no such file, not YAML, an unknown key, or a value out of range; one line each.
-    """
-    document: dict[str, Any] = {}
-    where = "configuration"
-    if path is not None:
-        where = f"{path} and -o" if overrides else str(path)
-        document = _read_yaml(Path(path))
-    for key, value in (values or {}).items():
-        _put(document, key, value, key)
-    for override in overrides or []:
-        _apply(document, override)
-    preset = document.pop("preset", None)
-    if preset is not None:
-        document = _merge(load_preset(str(preset)), document)
-    return validate(document, where)
-
-
-def validate(document: dict[str, Any], where: str = "configuration") -> RunConfig:
-    try:
-        return RunConfig.model_validate(document)
-    except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error)}") from None
-
-
-def dump(config: RunConfig) -> str:
-    """The resolved configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def valid_keys(section: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key."""
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys += valid_keys(kind, f"{prefix}{name}.")
-    return keys
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: {'a directory' if path.is_dir() else 'no such file'}; give a YAML configuration")
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{place}: not YAML ({getattr(error, 'problem', 'cannot be read')})") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); give a YAML configuration") from None
-    if document is None:
-        raise UserError(f"{path}: the file is empty; give a YAML configuration")
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: a configuration is a mapping of keys, this is a {type(document).__name__}")
-    return document
-
-
-def _apply(document: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"-o {override}: an override is KEY=VALUE, such as probe.epochs=5")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"-o {override}: the value is not YAML") from None
-    _put(document, key.strip(), parsed, f"-o {override}")
-
-
-def _put(document: dict[str, Any], key: str, value: Any, shown: str) -> None:
-    *sections, last = key.split(".")
-    for section in sections:
-        document = document.setdefault(section, {})
-        if not isinstance(document, dict):
-            raise UserError(f"{shown}: '{section}' is a value, not a section")
-    document[last] = value
-
-
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for name, value in above.items():
-        inner = merged.get(name)
-        merged[name] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _explain(error: ValidationError) -> str:
-    """The faults of one validation, in one line."""
-    faults = []
-    for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            faults.append(f"unknown key '{key}'{_nearest(key, valid_keys())}")
-        elif fault["type"] == "missing":
-            faults.append(f"'{key}' is missing")
-        else:
-            given = "" if isinstance(fault["input"], dict) else f" (given: {fault['input']!r})"
-            faults.append(f"{key or 'configuration'}: {fault['msg'].removeprefix('Value error, ')}{given}")
-    return "; ".join(faults)
-
-
-def _nearest(name: str, valid: list[str]) -> str:
-    """`` (nearest: 'x')``, by the whole dotted name or by its last part."""
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.6)
-    if not near:
-        last = {key.rsplit(".", 1)[-1]: key for key in valid}
-        near = [last[hit] for hit in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(last), n=1, cutoff=0.6)]
-    return f" (nearest: '{near[0]}')" if near else ""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from ka2l_ray.batching import batches_by_length
 from ka2l_ray.config import ModelConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.model_files import check_is_model, end_token_ids, load_adapter, model_dtype
@@ -141,7 +142,7 @@ class LanguageModel:
         """
         results: dict[int, list[Generation]] = {}
         fan_out = len(temperatures)
-        for rows in batches_by_length([len(p) for p in prompts_ids], batch_tokens, fan_out, max_tokens):
+        for rows in batches_by_length([len(p) for p in prompts_ids], batch_tokens, fan_out, max_tokens, enough=None):
             batch = self._sample_batch([prompts_ids[i] for i in rows], [seeds[i] for i in rows], temperatures, max_tokens, stop)
             results.update(zip(rows, batch, strict=True))
         return [results[i] for i in range(len(prompts_ids))]
@@ -393,16 +394,3 @@ def common_prefix(rows_ids: Sequence[Sequence[int]]) -> list[int]:
     """The tokens that all rows begin with: what the first and the last of them in order share."""
     first, last = min(map(list, rows_ids)), max(map(list, rows_ids))
     return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
-
-
-def batches_by_length(lengths: Sequence[int], batch_tokens: int, fan_out: int = 1, room: int = 0) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each of at most ``batch_tokens`` = rows x fan_out x (longest + room)."""
-    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) + 1) * fan_out * (lengths[i] + room) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

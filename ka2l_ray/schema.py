@@ -9,7 +9,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Position = Literal["last_prompt_token", "answer_token"]
 """Of a hidden state: KA2L's, or the last token but one of the greedy-like answer (the SLT of the semantic-entropy probes)."""
@@ -61,10 +61,24 @@ CLUSTERS = _schema(
         _ID,
         _QUESTION,
         _field("semantic_entropy", pa.float64(), "nats, KA2L Eq. 2; of all answers asked for, or a bound on it"),
-        _field("bound", pa.string(), "exact; lower, upper: not all answers were drawn, and it is no less, no more than that"),
-        _field("cluster_ids", pa.list_(pa.int32()), "meaning of each generation, numbered by first appearance"),
+        _field(
+            "bound",
+            pa.string(),
+            "exact; lower, upper: not all answers were drawn or settled, and it is no less, no more than that",
+        ),
+        _field("cluster_ids", pa.list_(pa.int32()), "meaning of each settled generation, numbered by first appearance"),
         _field("majority_answer", pa.string(), "commonest form within the largest cluster"),
-        _field("judge_calls", pa.int32(), "pairs put to the judge's model"),
+        _field("judge_calls", pa.int32(), "(premise, hypothesis) pairs put to the judge"),
+        _field("cached_verdicts", pa.int32(), "verdicts taken from entropy.cache"),
+        _field(
+            "reference_calls",
+            pa.int32(),
+            "pairs that the literal founder_last asks about; null: not all answers settled",
+            nullable=True,
+        ),
+        _field("empty_answers", pa.int32(), "answers without a word, which are one meaning of their own"),
+        _field("truncated", pa.int32(), "verdicts on texts longer than the judge takes"),
+        _field("unparsable", pa.int32(), "verdicts that could not be read, taken for neutral"),
         _field("triples", pa.int32(), "triples of distinct answers whose verdicts are all known"),
         _field("non_transitive_triples", pa.int32(), "of those, how many break transitivity"),
     ],

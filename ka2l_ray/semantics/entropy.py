@@ -1,4 +1,4 @@
-"""Semantic entropy (KA2L Eq. 2) and the thresholds that turn it into known/unknown (KA2L Eq. 3-5 and others)."""
+"""Semantic entropy (KA2L Eq. 2), its relatives, and the thresholds that turn it into known/unknown (KA2L Eq. 3-5 and others)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,50 @@ def semantic_entropy(cluster_ids: Sequence[int]) -> float:
     return _entropy_of_sizes(Counter(cluster_ids).values())
 
 
+def rao_semantic_entropy(cluster_ids: Sequence[int], log_likelihoods: Sequence[float]) -> float:
+    """-sum_c p(c) ln p(c), nats, where a meaning's probability is the share of its answers' likelihoods in all of them.
+
+    Farquhar et al. (Nature 630, 2024), Eq. 5, with length-normalised likelihoods as in their code (``sum_normalized``).
+
+    Args:
+        cluster_ids: (n,) meanings, n >= 1.
+        log_likelihoods: (n,) nats, mean over an answer's tokens.
+    """
+    if len(cluster_ids) != len(log_likelihoods) or not len(cluster_ids):
+        raise ValueError(f"{len(cluster_ids)} cluster ids for {len(log_likelihoods)} log-likelihoods")
+    weights = np.exp(np.asarray(log_likelihoods, dtype=np.float64) - max(log_likelihoods))
+    _, cluster = np.unique(cluster_ids, return_inverse=True)
+    return _entropy_of_sizes(np.bincount(cluster, weights))
+
+
+def regular_entropy(log_likelihoods: Sequence[float]) -> float:
+    """-mean of the answers' log-likelihoods, nats: the Monte Carlo estimate of predictive entropy (Malinin and Gales, 2021).
+
+    Args:
+        log_likelihoods: (n,) nats; mean over an answer's tokens for the length-normalised form.
+    """
+    if not len(log_likelihoods):
+        raise ValueError("regular entropy of no answers is not defined")
+    return float(-np.mean(log_likelihoods))
+
+
+def bias_corrected_entropy(cluster_ids: Sequence[int]) -> float:
+    """Semantic entropy, nats, with meanings that were not drawn allowed for (Chao and Shen, Environ. Ecol. Stat. 10, 2003).
+
+    The plain estimate is too low for few answers. Shares are scaled by Good's coverage, C = 1 - singletons/N, and each term is
+    divided by its chance to be seen at all, 1 - (1 - C p)^N. All distinct: one singleton is taken for a doubleton, else C is 0.
+    """
+    n = len(cluster_ids)
+    if not n:
+        raise ValueError("semantic entropy of no answers is not defined")
+    sizes = np.array(sorted(Counter(cluster_ids).values()))
+    singletons = int((sizes == 1).sum())
+    coverage = 1 - (singletons - (singletons == n)) / n
+    shares = coverage * sizes / n
+    seen = 1 - (1 - shares) ** n
+    return float(abs(-(shares * np.log(shares) / seen).sum()))
+
+
 def entropy_bounds(cluster_ids: Sequence[int], k: int) -> tuple[float, float]:
     """Least and greatest semantic entropy, in nats, that ``k`` answers can have whose first ones fell into ``cluster_ids``.
 
@@ -43,13 +87,16 @@ def waves(k: int, at: float) -> list[int]:
     return sorted({max(2, -(-2 * k // 5)), max(2, agree), k})
 
 
-def _entropy_of_sizes(sizes: Iterable[int]) -> float:
+def _entropy_of_sizes(sizes: Iterable[float]) -> float:
     counts = np.array(sorted(sizes))
     shares = counts / counts.sum()
+    shares = shares[shares > 0]
     return float(abs(-(shares * np.log(shares)).sum()))
 
 
-def threshold(entropies: NDArray[np.float64], rule: str, *, quantile: float = 0.5, fixed: float = KA2L_THRESHOLD) -> float:
+def threshold(
+    entropies: Sequence[float] | NDArray[np.float64], rule: str, *, quantile: float = 0.5, fixed: float = KA2L_THRESHOLD
+) -> float:
     """The semantic entropy, in nats, from which a question counts as unknown (Eq. 5: SE >= threshold).
 
     Args:

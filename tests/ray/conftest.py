@@ -12,7 +12,8 @@ import pytest
 import ray
 import yaml
 
-from ka2l_ray.config import RunConfig, load_config
+from ka2l_ray.config import RunConfig
+from ka2l_ray.config_files import load_config
 from ka2l_ray.jobs.session import ray_session
 from ka2l_ray.world.facts import World
 

@@ -14,7 +14,7 @@ from ka2l_ray.store import StageDirectory
 from tests.ray.sampling import sampled
 
 ENGINE = EngineConfig(shard_size=64)
-BY_MEANING = EntropyConfig(nli_model="bundled:judge", batch_size=256)
+BY_MEANING = EntropyConfig(nli_model="bundled:judge")
 
 
 def test_labels_of_questions_that_stop_when_decided_are_those_of_all_answers(world_files: dict[str, str], tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from ka2l_ray.config import NOT_CONTENT, RunConfig, Section, dump, load_config, load_preset, preset_names, valid_keys, validate
+from ka2l_ray.config import NOT_CONTENT, RunConfig, Section
+from ka2l_ray.config_files import dump, load_config, load_preset, preset_names, valid_keys, validate
 from ka2l_ray.errors import UserError
 
 LEAST: dict[str, Any] = {"model": {"path": "bundled:student"}, "pool": {"questions": "pool.jsonl"}}
@@ -242,7 +243,7 @@ def test_keys_that_are_not_content_are_keys() -> None:
 
 def test_importing_the_configuration_loads_neither_torch_nor_ray() -> None:
     script = (
-        "import sys, ka2l_ray.config; from ka2l_ray.config import load_config, preset_names; preset_names(); "
+        "import sys, ka2l_ray.config_files; from ka2l_ray.config_files import load_config, preset_names; preset_names(); "
         "print([m for m in ('torch', 'ray', 'transformers', 'pyarrow', 'numpy') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

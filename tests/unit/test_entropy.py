@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import logsumexp
 
-from ka2l_ray.semantics.entropy import entropy_bounds, labels, semantic_entropy, threshold, waves
+from ka2l_ray.semantics.entropy import (
+    bias_corrected_entropy,
+    entropy_bounds,
+    labels,
+    rao_semantic_entropy,
+    regular_entropy,
+    semantic_entropy,
+    threshold,
+    waves,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -41,6 +51,51 @@ def test_semantic_entropy_depends_neither_on_names_nor_on_order(ids: list[int], 
 def test_no_answers_have_no_semantic_entropy() -> None:
     with pytest.raises(ValueError, match="no answers"):
         semantic_entropy([])
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(-50, 0)), min_size=1, max_size=12))
+def test_rao_semantic_entropy_by_the_published_formulas(drawn: list[tuple[int, float]]) -> None:
+    """``logsumexp_by_id`` with ``sum_normalized``, then ``predictive_entropy_rao``."""
+    ids, log_likelihoods = zip(*drawn, strict=True)
+    by_meaning = [
+        logsumexp([x for c, x in drawn if c == meaning]) - logsumexp(np.array(log_likelihoods)) for meaning in sorted(set(ids))
+    ]
+    expected = -sum(np.exp(x) * x for x in by_meaning)
+    assert rao_semantic_entropy(ids, log_likelihoods) == pytest.approx(expected, abs=1e-9)
+
+
+def test_equal_likelihoods_make_rao_the_plain_semantic_entropy() -> None:
+    ids = [0, 0, 1, 2, 2, 2]
+    assert rao_semantic_entropy(ids, [-1.5] * 6) == pytest.approx(semantic_entropy(ids))
+    assert rao_semantic_entropy([0, 1], [0.0, -1000.0]) == pytest.approx(0)
+    with pytest.raises(ValueError, match="2 cluster ids for 3"):
+        rao_semantic_entropy([0, 1], [0.0, 0.0, 0.0])
+
+
+def test_regular_entropy_is_the_mean_surprise() -> None:
+    assert regular_entropy([-1.0, -3.0]) == 2.0
+    with pytest.raises(ValueError, match="no answers"):
+        regular_entropy([])
+
+
+@pytest.mark.parametrize("meanings", [1, 4, 10, 30])
+def test_the_correction_takes_at_least_a_third_of_the_bias_of_few_answers(meanings: int) -> None:
+    """Answers drawn from meanings of known shares; ten of them, many times over."""
+    generator = np.random.default_rng(0)
+    shares = generator.dirichlet(np.full(meanings, 1.0))
+    truth = float(-(shares * np.log(shares)).sum())
+    drawn = [generator.choice(meanings, 10, p=shares).tolist() for _ in range(2000)]
+    plain = np.mean([semantic_entropy(ids) for ids in drawn]) - truth
+    corrected = np.mean([bias_corrected_entropy(ids) for ids in drawn]) - truth
+    assert abs(corrected) <= 2 / 3 * abs(plain) + 1e-9
+
+
+def test_chao_shen_by_hand() -> None:
+    # Sizes 2, 1, 1 of 4: coverage 1 - 2/4; shares 1/4, 1/8, 1/8, each seen with 1 - (1 - share)^4.
+    expected = -sum(p * math.log(p) / (1 - (1 - p) ** 4) for p in (1 / 4, 1 / 8, 1 / 8))
+    assert bias_corrected_entropy([0, 0, 1, 2]) == pytest.approx(expected)
+    assert bias_corrected_entropy([0, 0, 0]) == 0
+    assert bias_corrected_entropy([0]) == 0
 
 
 def entropies_spanning_half() -> list[np.ndarray]:

@@ -1,0 +1,69 @@
+"""Sentence embeddings by any transformers encoder, pooled as its sentence-transformers files say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import cached_file
+
+from ka2l_ray.batching import batches_by_length
+from ka2l_ray.errors import UserError
+
+
+class SentenceEncoder:
+    """Texts to unit vectors. (The sentence-transformers package would bring scikit-learn, which every worker then imports.)
+
+    Raises:
+        UserError: no model there, or a pooling other than mean or first token.
+    """
+
+    def __init__(self, path: str, *, batch_tokens: int = 8192, trust_remote_code: bool = False) -> None:
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+            self.model = AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: no sentence encoder there ({str(error).splitlines()[0]})") from None
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.eval().to(self.device)
+        self.first_token = _pools_first_token(path)
+        self.max_length = min(
+            self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512) - 2
+        )  # RoBERTa keeps two
+        self.batch_tokens = batch_tokens
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, set[int]]:
+        """((n, d) unit vectors in float32 on the CPU, indices of texts whose end was cut off)."""
+        whole = self.tokenizer(list(texts), verbose=False)
+        truncated = {i for i, ids in enumerate(whole["input_ids"]) if len(ids) > self.max_length}
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
+        found = torch.empty(len(texts), self.model.config.hidden_size)
+        for rows in batches_by_length([len(ids) for ids in encoded["input_ids"]], self.batch_tokens):
+            batch = self.tokenizer.pad({name: [column[i] for i in rows] for name, column in encoded.items()}, return_tensors="pt")
+            batch = batch.to(self.device)
+            states_BND = self.model(**batch).last_hidden_state
+            if self.first_token:
+                pooled_BD = states_BND[:, 0]
+            else:
+                mask_BN1 = batch["attention_mask"].unsqueeze(-1).to(states_BND.dtype)
+                pooled_BD = (states_BND * mask_BN1).sum(1) / mask_BN1.sum(1)
+            found[rows] = nn.functional.normalize(pooled_BD.float(), dim=-1).cpu()
+        return found, truncated
+
+
+def _pools_first_token(path: str) -> bool:
+    file = cached_file(path, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
+    if file is None:
+        return False
+    with open(file) as text:
+        pooling: dict[str, Any] = json.load(text)
+    chosen = [name.removeprefix("pooling_mode_").split("_")[0] for name, on in pooling.items() if on is True and "pool" in name]
+    chosen = chosen or [str(pooling.get("pooling_mode", "mean"))]
+    if chosen not in (["mean"], ["cls"]):
+        raise UserError(f"{path}: pools by {', '.join(chosen)}; a sentence encoder here pools by mean or first token")
+    return chosen == ["cls"]
