@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -18,6 +19,7 @@ from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingCon
 from ka2l_ray.errors import UserError
 from ka2l_ray.language_model import Generation, LanguageModel
 from ka2l_ray.model_files import adapter_rank, check_is_model, model_identity
+from ka2l_ray.p_true import Answered, case, encode
 from ka2l_ray.prompts import Prompter
 from ka2l_ray.schema import Position
 from ka2l_ray.seeds import derive_seed
@@ -186,6 +188,31 @@ class LanguageModelActor:
         }
         return pa.table(columns, schema=schema.PREDICTIONS), {"generated_tokens": sum(len(row[0].token_ids) for row in answers)}
 
+    def p_true(self, questions: pa.Table, encoded: list[list[int]], examples: str) -> tuple[pa.Table, dict[str, int]]:
+        """P(True) of each greedy-like answer; rows of ``schema.P_TRUE``. ``examples`` are the solved cases before each."""
+        prompts, words, asked = [], [], 0
+        for row in questions.to_pylist():
+            text = case(Answered(row["question"], row["generations"], row["greedy"]))
+            prompt, *both = encode(self.prompter, f"{examples}{text}")
+            prompts += [prompt] * 2
+            words += both
+            asked += 2 * len(prompt)
+        too_long = max(map(len, prompts), default=0) + max(map(len, words), default=0)
+        if too_long > self._engine().max_length:
+            raise UserError(
+                f"P(True) takes a prompt of {too_long} tokens, the engine takes {self._engine().max_length}; "
+                "give a model of longer context, or samples with fewer or shorter answers"
+            )
+        found = self._engine().log_likelihood(prompts, words, batch_tokens=self.role.engine.batch_tokens)
+        true, false = (np.array([sum(tokens) for tokens in found[side::2]]) for side in (0, 1))
+        columns = {
+            "question_id": questions["question_id"],
+            "question": questions["question"],
+            "p_true": pa.array(1 / (1 + np.exp(false - true)), pa.float64()),
+            "error": pa.nulls(len(questions), pa.string()),
+        }
+        return pa.table(columns, schema=schema.P_TRUE), {"prompt_tokens": asked}
+
     def hidden_states(
         self, questions: pa.Table, encoded: list[list[int]], layers: list[int], position: Position
     ) -> tuple[pa.Table, dict[str, int]]:
@@ -272,7 +299,7 @@ class LanguageModelActor:
             kind = pa.float32() if stored_dtype(engine.dtype) == torch.float32 else pa.float16()
             dtype = str(engine.dtype).removeprefix("torch.")
             return schema.hidden_states(engine.hidden_size, arguments[0], kind, dtype, arguments[1])
-        return {"sample": schema.SAMPLES, "answer": schema.PREDICTIONS}[method]
+        return {"sample": schema.SAMPLES, "answer": schema.PREDICTIONS, "p_true": schema.P_TRUE}[method]
 
 
 def with_counts(table: pa.Table, counts: dict[str, int]) -> pa.Table:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from ka2l_ray.acquisition import STRATEGIES
 from ka2l_ray.config import RunConfig
@@ -134,19 +136,67 @@ def hidden_states(
 def entropy(
     samples: Annotated[str, typer.Option("--samples", help="id, question, generations.")],
     out: Out,
-    judge: Annotated[str, typer.Option("--judge", help="nli or exact.")] = "nli",
+    judge: Annotated[str, typer.Option("--judge", help="nli, exact, llm or embedding.")] = "nli",
     nli_model: Annotated[str | None, typer.Option("--nli-model", help="NLI model, or bundled:judge.")] = None,
     policy: Annotated[str, typer.Option("--policy", help="founder_last or founder_first.")] = "founder_last",
     rule: Annotated[str, typer.Option("--rule", help="ka2l, two_means, quantile or fixed.")] = "ka2l",
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Also hold every uncertainty score against correctness: OUT/uncertainty.")
+    ] = False,
+    correct: Annotated[
+        str | None, typer.Option("--correct", help="Column: is the greedy answer right? Else exact match with the answers.")
+    ] = None,
+    answers: Annotated[str | None, typer.Option("--answers", help="id, answers; where the samples hold none.")] = None,
+    by: Annotated[str | None, typer.Option("--by", help="Column whose values are evaluated apart, such as model.")] = None,
+    p_true_model: Annotated[str | None, typer.Option("--p-true-model", help="Causal LM to ask for P(True).")] = None,
+    hidden_states: Annotated[
+        str | None, typer.Option("--hidden-states", help="Of the same questions: adds the accuracy and the linear SE probe.")
+    ] = None,
     override: Overrides = None,
 ) -> None:
     """Semantic entropy: id, question, generations -> id, semantic_entropy (nats), cluster_ids, label (1 unknown)."""
     values = {"entropy.judge": judge, "entropy.nli_model": nli_model, "entropy.policy": policy, "entropy.rule": rule}
-    with stage(out, override, values) as at:
+    with stage(out, override, {**values, "model.path": p_true_model}) as at:
+        from ka2l_ray.errors import UserError
         from ka2l_ray.jobs.entropy import entropy as run_stage
 
+        only = {"--correct": correct, "--answers": answers, "--by": by}
+        only |= {"--p-true-model": p_true_model, "--hidden-states": hidden_states}
+        idle = [name for name, value in only.items() if value is not None]
+        if idle and not evaluate:
+            raise UserError(f"{idle[0]} has no effect without --evaluate; add it")
+        answered = at.inputs.answered(samples, correct=correct, answers=answers, group=by) if evaluate else None
+        states = at.inputs.table(hidden_states) if hidden_states else None
         gpus = 1.0 if at.config.engine.gpus else 0.0
-        _say(run_stage(at.store, "entropy", samples=at.inputs.samples(samples), config=at.config.entropy, gpus=gpus))
+        done = run_stage(at.store, "entropy", samples=at.inputs.samples(samples), config=at.config.entropy, gpus=gpus)
+        _say(done)
+        if answered is not None:
+            _evaluate_uncertainty(at, out, answered, done, p_true_model, states)
+
+
+def _evaluate_uncertainty(at: Stage, out: str, answered: Any, entropy: Any, p_true_model: str | None, states: Any) -> None:
+    """Write OUT/uncertainty and print its table."""
+    from ka2l_ray.jobs.inputs import external_model
+    from ka2l_ray.jobs.uncertainty import p_true, uncertainty
+    from ka2l_ray.store import StageDirectory
+
+    asked = None
+    if p_true_model is not None:
+        model = external_model(p_true_model, None, at.config.model, at.config.prompt)
+        store = StageDirectory(f"{out}/p_true")
+        asked = p_true(store, "p_true", answered=answered, model=model, engine=at.config.engine, engines=at.engines)
+    store = StageDirectory(f"{out}/uncertainty")
+    done = uncertainty(store, "uncertainty", answered=answered, entropy=entropy, p_true=asked, hidden_states=states)
+    for group in dict.fromkeys(row["group"] for row in done.facts["quality"]):
+        rows = [row for row in done.facts["quality"] if row["group"] == group]
+        table = Table(title=f"{group}: {rows[0]['questions']} questions, {rows[0]['wrong']:.1%} answered wrongly")
+        for column in ("score", "AUROC", "95 % interval", "AURC", "calibration error", "Brier"):
+            table.add_column(column, justify="left" if column == "score" else "right")
+        for row in rows:
+            figures = [f"{row[name]:.3f}" for name in ("aurc", "calibration_error", "brier")]
+            table.add_row(row["score"], f"{row['auroc']:.3f}", f"{row['auroc_low']:.3f} - {row['auroc_high']:.3f}", *figures)
+        Console(width=100).print(table)
+    typer.echo(f"table of all scores: {done.url}")
 
 
 def probe(

@@ -13,6 +13,7 @@ from ka2l_ray import schema
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
+from ka2l_ray.evaluation import exact_match
 from ka2l_ray.jobs.questions import ROWS_PER_PART, answer_key, input_key, questions
 from ka2l_ray.model_files import check_adapter
 from ka2l_ray.questions import read_rows, row_id
@@ -39,6 +40,25 @@ class Inputs:
     def samples(self, path: str) -> Artefact:
         """id, question, generations."""
         return self._committed(path, "question", "generations") or self._import(path, "samples", _sampled, SAMPLED)
+
+    def answered(self, path: str, *, correct: str | None, answers: str | None, group: str | None) -> Artefact:
+        """Sampled questions with whether the greedy answer is wrong.
+
+        Args:
+            correct: column that says whether it is right; None: exact match with the answers.
+            answers: file of the answers, where the samples have none.
+            group: column whose values are judged apart.
+        """
+        key = self.answers(answers) if answers else None
+        known: dict[str, list[str]] = {}
+        if key is not None:
+            for row in key.storage.read_table("", columns=["question_id", "answers"]).to_pylist():
+                known[row["question_id"]] = row["answers"]
+
+        def convert(place: str, row: dict[str, Any]) -> dict[str, Any] | None:
+            return None if row.get("error") else _answered(place, row, known.get(row_id(place, row)), correct, group)
+
+        return self._import(path, "answered", convert, schema.ANSWERED)
 
     def annotations(self, path: str) -> Artefact:
         """id, question and target or answers."""
@@ -74,7 +94,7 @@ class Inputs:
         return found
 
     def _import(
-        self, path: str, name: str, convert: Callable[[str, dict[str, Any]], dict[str, Any]], wanted: pa.Schema
+        self, path: str, name: str, convert: Callable[[str, dict[str, Any]], dict[str, Any] | None], wanted: pa.Schema
     ) -> Artefact:
         def build(work: Storage) -> dict[str, Any]:
             total = 0
@@ -106,7 +126,7 @@ def external_model(path: str, adapter: str | None, base: ModelConfig, prompt: Pr
     return Model(base, prompt, str(Path(adapter).absolute()), key)
 
 
-def _chunks(path: str, convert: Callable[[str, dict[str, Any]], dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _chunks(path: str, convert: Callable[[str, dict[str, Any]], dict[str, Any] | None]) -> Iterator[list[dict[str, Any]]]:
     seen: set[str] = set()
     rows: list[dict[str, Any]] = []
     for place, row in read_rows(path):
@@ -114,7 +134,10 @@ def _chunks(path: str, convert: Callable[[str, dict[str, Any]], dict[str, Any]])
         if question_id in seen:
             raise UserError(f"{place}: id '{question_id}' stands in an earlier row; ids must be unique")
         seen.add(question_id)
-        rows.append({"question_id": question_id, **convert(place, row)})
+        converted = convert(place, row)
+        if converted is None:
+            continue
+        rows.append({"question_id": question_id, **converted})
         if len(rows) == ROWS_PER_PART:
             yield rows
             rows = []
@@ -138,6 +161,35 @@ def _sampled(place: str, row: dict[str, Any]) -> dict[str, Any]:
     if not generations:
         raise UserError(f"{place}: no generations; semantic entropy is of one answer at least, and says something from two on")
     return {"question": _question(place, row), "generations": generations}
+
+
+def _answered(
+    place: str, row: dict[str, Any], answers: list[str] | None, correct: str | None, group: str | None
+) -> dict[str, Any]:
+    for column in (correct, group):
+        if column is not None and row.get(column) is None:
+            raise UserError(f"{place}: the row has no '{column}'; give a column that every row has")
+    greedy, answers = row.get("greedy"), answers or row.get("answers")
+    if correct is not None:
+        if not isinstance(row[correct], bool):
+            raise UserError(f"{place}: '{correct}' must be true or false, this is {row[correct]!r}")
+        wrong = not row[correct]
+    elif isinstance(greedy, str) and answers:
+        wrong = exact_match(greedy, answers) < 1
+    else:
+        raise UserError(
+            f"{place}: whether the answer is right is not known; "
+            "give --correct COLUMN, or 'greedy' with 'answers' (--answers FILE)"
+        )
+    drawn, last = row.get("token_logprobs"), row.get("greedy_token_ids")
+    return {
+        **_sampled(place, row),
+        "greedy": greedy,
+        "wrong": wrong,
+        "log_likelihoods": [sum(t) / max(1, len(t)) for t in drawn] if drawn else None,
+        "greedy_log_likelihood": row["greedy_logprob"] / len(last) if last and row.get("greedy_logprob") is not None else None,
+        "group": str(row[group]) if group else "all",
+    }
 
 
 def _annotated(place: str, row: dict[str, Any]) -> dict[str, Any]:

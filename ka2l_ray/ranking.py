@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def auroc(truth: Sequence[int] | NDArray[np.integer], score: Sequence[float] | NDArray[np.floating]) -> float:
+def auroc(truth: Sequence[int] | NDArray[np.integer] | NDArray[np.bool_], score: Sequence[float] | NDArray[np.floating]) -> float:
     """Area under the ROC curve, by ranks (Mann-Whitney), ties half; NaN where the truth holds one class only."""
     positive = np.asarray(truth) == 1
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())

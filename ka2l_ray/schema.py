@@ -55,6 +55,25 @@ PREDICTIONS = _schema(
     [_ID, _QUESTION, _field("prediction", pa.string(), "answer at the evaluation temperature", nullable=True), _ERROR],
 )
 
+P_TRUE = _schema(
+    "p_true",
+    [_ID, _QUESTION, _field("p_true", pa.float64(), "the model's probability that its greedy answer is right", True), _ERROR],
+)
+
+ANSWERED = _schema(
+    "answered",
+    [
+        _ID,
+        _QUESTION,
+        _field("generations", pa.list_(pa.string()), "sampled answers"),
+        _field("greedy", pa.string(), "the answer that is right or wrong", nullable=True),
+        _field("wrong", pa.bool_(), "whether it is wrong"),
+        _field("log_likelihoods", pa.list_(pa.float64()), "nats, mean over each sampled answer's tokens", nullable=True),
+        _field("greedy_log_likelihood", pa.float64(), "nats, mean over that answer's tokens", nullable=True),
+        _field("group", pa.string(), "rows of a group are judged apart from others, such as a model's"),
+    ],
+)
+
 CLUSTERS = _schema(
     "clusters",
     [

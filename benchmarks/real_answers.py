@@ -1,0 +1,248 @@
+"""Semantic entropy on real models' answers, as docs/semantic_entropy.md with its plots.
+
+    python benchmarks/real_answers.py
+
+Reads ../shared/data (gen_*_10x.jsonl, gen_triviaqa_qwen25_3b_10x.jsonl, gen_date_codex40.jsonl, pairs_qa_equivalence.jsonl).
+What the page concludes stands in docs/semantic_entropy.md.j2; every figure in it is put in here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from semantic_entropy import SHARED, OracleJudge
+
+from ka2l_ray.ranking import auroc
+from ka2l_ray.report.figures import COLOURS, MARKERS, STYLE
+from ka2l_ray.semantics.clustering import Clustering, Judge, cluster_answers
+from ka2l_ray.semantics.entropy import KA2L_THRESHOLD, bias_corrected_entropy, semantic_entropy, threshold
+from ka2l_ray.semantics.judges import ExactJudge, NLIJudge
+from ka2l_ray.semantics.pairs import judge_pairs
+from ka2l_ray.uncertainty import Quality, answer_scores, quality
+from ka2l_ray.world import bundled_path
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+BALANCED = {"gen_triviaqa_10x": "TriviaQA", "gen_sciq_10x": "SciQ"}
+RULES = ("ka2l", "two_means", "quantile")
+NUMBERS = (2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40)
+DRAWS = 20  # of N answers out of 40
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    with (SHARED / f"{name}.jsonl").open() as lines:
+        return [json.loads(line) for line in lines]
+
+
+def clustered(rows: list[dict[str, Any]], judge: Judge, **how: Any) -> list[Clustering]:
+    answers = [[text.strip() for text in row["generations"]] for row in rows]
+    return cluster_answers([row["question"] for row in rows], answers, judge, **how)
+
+
+class File:
+    """One file's rows with their clusters by exact match, and whether the answer is wrong."""
+
+    def __init__(self, name: str, title: str, truth: str = "greedy_correct_llm_verdict") -> None:
+        self.title, self.rows = title, read(name)
+        self.found = clustered(self.rows, ExactJudge())
+        self.entropies = np.array([semantic_entropy(each.cluster_ids) for each in self.found])
+        self.wrong = np.array([not row[truth] for row in self.rows])
+        self.model = np.array([row["model"] for row in self.rows])
+        self.questions = [row["question"] for row in self.rows]
+
+    def models(self) -> list[str]:
+        return sorted(set(self.model.tolist()))
+
+    def qualities(self, model: str) -> list[Quality]:
+        mine = np.flatnonzero(self.model == model)
+        scores = [answer_scores(self.rows[i]["generations"], self.found[i].cluster_ids) for i in mine]
+        given = {"ref_p_true_score": "P(True), the source's", "ref_cluster_entropy": "cluster entropy, the source's"}
+        given |= {"source_embedding_cluster_entropy": "embedding cluster entropy, the source's"}
+        for at, i in enumerate(mine):
+            for column, name in given.items():
+                value = self.rows[i].get(column)
+                if value is not None:
+                    scores[at][name] = -value if column == "ref_p_true_score" else value
+        names = list(dict.fromkeys(name for row in scores for name in row))
+        found = []
+        for name in names:
+            having = [at for at, row in enumerate(scores) if name in row]
+            score = np.array([scores[at][name] for at in having])
+            rows = mine[having]
+            found.append(quality(name, score, self.wrong[rows], [self.questions[i] for i in rows], resamples=300))
+        return found
+
+    def thresholds(self) -> list[dict[str, Any]]:
+        found = []
+        for model in self.models():
+            mine = self.model == model
+            entropies, wrong = self.entropies[mine], self.wrong[mine]
+            row: dict[str, Any] = {"model": model, "questions": int(mine.sum()), "wrong": float(wrong.mean())}
+            for rule in RULES:
+                at = threshold(entropies, rule)
+                unknown = entropies >= at
+                balanced = 0.5 * (unknown[wrong].mean() + (~unknown[~wrong]).mean())
+                row[rule] = {"at": at, "share": float(unknown.mean()), "balanced": float(balanced)}
+            row["best"] = max(
+                0.5 * ((entropies >= at)[wrong].mean() + (entropies < at)[~wrong].mean()) for at in np.unique(entropies)
+            )
+            found.append(row)
+        return found
+
+
+def policies(rows: list[dict[str, Any]], judge: Judge) -> dict[str, float]:
+    """How often the two policies give other clusters, another entropy, another label; share of triples not transitive."""
+    last, first = (clustered(rows, judge, policy=policy) for policy in ("founder_last", "founder_first"))
+    audited = clustered(rows[:300], judge, audited=range(300))
+    a, b = (np.array([semantic_entropy(each.cluster_ids) for each in found]) for found in (last, first))
+    triples = sum(each.triples for each in audited)
+    return {
+        "clusters": float(np.mean([x.cluster_ids != y.cluster_ids for x, y in zip(last, first, strict=True)])),
+        "entropy": float(np.mean(a != b)),
+        "label": float(np.mean((a >= KA2L_THRESHOLD) != (b >= KA2L_THRESHOLD))),
+        "non_transitive": sum(each.non_transitive_triples for each in audited) / triples,
+    }
+
+
+def convergence(rows: list[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
+    """Of N answers out of 40: mean entropy, plain and corrected, rank correlation with all 40, AUROC against a wrong majority."""
+    found = clustered(rows, ExactJudge())
+    whole = np.array([semantic_entropy(each.cluster_ids) for each in found])
+    right = [{text.strip() for text, ok in zip(r["generations"], r["exact_match"], strict=True) if ok} for r in rows]
+    wrong = np.array([each.majority_answer not in ok for each, ok in zip(found, right, strict=True)])
+    generator = np.random.default_rng(0)
+    figures: dict[str, list[float]] = {name: [] for name in ("plain", "corrected", "rank", "auroc", "auroc_corrected")}
+    for n in NUMBERS:
+        values: dict[str, list[float]] = {name: [] for name in figures}
+        for _ in range(DRAWS if n < len(rows[0]["generations"]) else 1):
+            chosen = generator.permutation(len(rows[0]["generations"]))[:n]
+            ids = [[each.cluster_ids[i] for i in chosen] for each in found]
+            plain, corrected = (np.array([of(row) for row in ids]) for of in (semantic_entropy, bias_corrected_entropy))
+            values["plain"].append(float(plain.mean()))
+            values["corrected"].append(float(corrected.mean()))
+            values["rank"].append(float(spearmanr(plain, whole).statistic))
+            values["auroc"].append(auroc(wrong, plain))
+            values["auroc_corrected"].append(auroc(wrong, corrected))
+        for name, drawn in values.items():
+            figures[name].append(float(np.mean(drawn)))
+    return {name: np.array(values) for name, values in figures.items()}
+
+
+def by_number(file: File) -> dict[int, float]:
+    """AUROC of semantic entropy by its first N answers, mean over models."""
+    found = {}
+    for n in range(2, 11):
+        entropies = np.array([semantic_entropy(each.cluster_ids[:n]) for each in file.found])
+        found[n] = float(np.mean([auroc(file.wrong[file.model == m], entropies[file.model == m]) for m in file.models()]))
+    return found
+
+
+def draw_aurocs(tables: dict[str, dict[str, list[Quality]]], path: Path) -> None:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        shared = np.atleast_1d(figure.subplots(1, len(tables), sharey=True))
+        for axes, (title, models) in zip(shared, tables.items(), strict=True):
+            for i, found in enumerate(models.values()):
+                for j, each in enumerate(found[:4]):
+                    x = i + (j - 1.5) * 0.18
+                    label = each.score if i == 0 else None
+                    error = [[each.auroc - each.auroc_low], [each.auroc_high - each.auroc]]
+                    axes.errorbar(x, each.auroc, error, fmt=MARKERS[j], color=COLOURS[j], label=label, markersize=4)
+            axes.set_xticks(range(len(models)), [m.split("-")[0] for m in models], rotation=30)
+            axes.set_title(title)
+            axes.axhline(0.5, color="black", linewidth=0.6)
+        figure.axes[0].set_ylabel("AUROC against a wrong answer")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def draw_convergence(figures: dict[str, NDArray[np.float64]], path: Path) -> None:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 3), layout="constrained")
+        entropy, ranks, aurocs = figure.subplots(1, 3)
+        entropy.plot(NUMBERS, figures["plain"], marker="o", color=COLOURS[0], label="plain")
+        entropy.plot(NUMBERS, figures["corrected"], marker="s", linestyle="--", color=COLOURS[1], label="bias-corrected")
+        entropy.set(title="mean semantic entropy, nats", xlabel="answers")
+        entropy.legend()
+        ranks.plot(NUMBERS, figures["rank"], marker="o", color=COLOURS[0])
+        ranks.set(title="rank correlation with all 40", xlabel="answers")
+        aurocs.plot(NUMBERS, figures["auroc"], marker="o", color=COLOURS[0], label="plain")
+        aurocs.plot(NUMBERS, figures["auroc_corrected"], marker="s", linestyle="--", color=COLOURS[1], label="bias-corrected")
+        aurocs.set(title="AUROC against a wrong majority", xlabel="answers")
+        figure.savefig(path, metadata={"Date": None})
+
+
+def draw_entropies(files: Sequence[File], path: Path) -> None:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9, 2.8), layout="constrained")
+        for axes, file in zip(figure.subplots(1, len(files)), files, strict=True):
+            bins = np.linspace(0, np.log(10) + 1e-9, 16)
+            parts = [file.entropies[~file.wrong], file.entropies[file.wrong]]
+            axes.hist(parts, bins, stacked=True, color=COLOURS[:2], label=["right", "wrong"])
+            for i, rule in enumerate(RULES):
+                axes.axvline(threshold(file.entropies, rule), color=COLOURS[2 + i], linestyle=("-", "--", ":")[i], label=rule)
+            axes.set(title=file.title, xlabel="semantic entropy, nats")
+        figure.axes[0].legend(fontsize=7)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    if not SHARED.is_dir():
+        raise SystemExit(f"the public answers are not there ({SHARED})")
+    figures = DOCS / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    files = [File(name, title) for name, title in {**BALANCED, "gen_math_10x": "maths"}.items()]
+    sentences = File("gen_triviaqa_qwen25_3b_10x", "TriviaQA, sentences", "source_majority_correct_rougeL")
+    aliases = np.array([np.mean(row["alias_match"]) < 0.5 for row in sentences.rows])
+    tables = {file.title: {model: file.qualities(model) for model in file.models()} for file in files}
+    math = files[-1]
+    ours, theirs = math.entropies, np.array([row["ref_cluster_entropy"] for row in math.rows])
+    dates = convergence(read("gen_date_codex40"))
+    bundled = NLIJudge(bundled_path("bundled:judge"))
+    trivia = files[0].rows
+    judges = {
+        "exact": judge_pairs(ExactJudge(), read("pairs_qa_equivalence")),
+        "bundled": judge_pairs(bundled, read("pairs_qa_equivalence")),
+    }
+    draw_aurocs(tables, figures / "auroc.svg")
+    draw_convergence(dates, figures / "convergence.svg")
+    draw_entropies(files, figures / "entropies.svg")
+    template = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        (DOCS / "semantic_entropy.md.j2").read_text()
+    )
+    page = template.render(
+        tables=tables,
+        sentences=sentences.qualities(sentences.models()[0]),
+        sentences_aliases=auroc(aliases, sentences.entropies),
+        thresholds={file.title: file.thresholds() for file in files},
+        rules=RULES,
+        policies={
+            "exact match": policies(trivia, ExactJudge()),
+            "words held (the benchmark's relation)": policies(trivia, OracleJudge()),
+            "the bundled NLI judge, far from what it was trained on": policies(trivia[::4], bundled),
+        },
+        math={
+            "equal": float(np.mean(np.abs(ours - theirs) < 0.006)),
+            "rank": float(spearmanr(ours, theirs).statistic),
+            "difference": float(np.mean(np.abs(ours - theirs))),
+            "label": float(np.mean((ours >= KA2L_THRESHOLD) == (theirs >= KA2L_THRESHOLD))),
+        },
+        numbers=NUMBERS,
+        dates=dates,
+        by_number={file.title: by_number(file) for file in files},
+        judges=judges,
+    )
+    (DOCS / "semantic_entropy.md").write_text(page)
+    print(f"wrote {DOCS / 'semantic_entropy.md'}")
+
+
+if __name__ == "__main__":
+    main()
