@@ -218,15 +218,21 @@ def main() -> None:
     template = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
         (DOCS / "semantic_entropy.md.j2").read_text()
     )
+    all_thresholds = {file.title: file.thresholds() for file in files}
+    rows = [row for found in all_thresholds.values() for row in found]
     page = template.render(
+        mean_balanced={rule: float(np.mean([row[rule]["balanced"] for row in rows])) for rule in RULES},
+        mean_best=float(np.mean([row["best"] for row in rows])),
+        mean_unknown={rule: float(np.mean([row[rule]["share"] for row in rows])) for rule in RULES},
+        mean_wrong=float(np.mean([row["wrong"] for row in rows])),
         tables=tables,
         sentences=sentences.qualities(sentences.models()[0]),
         sentences_aliases=auroc(aliases, sentences.entropies),
-        thresholds={file.title: file.thresholds() for file in files},
+        thresholds=all_thresholds,
         rules=RULES,
         policies={
             "exact match": policies(trivia, ExactJudge()),
-            "words held (the benchmark's relation)": policies(trivia, OracleJudge()),
+            "words held (`oracle` of benchmarks/semantic_entropy.py)": policies(trivia, OracleJudge()),
             "the bundled NLI judge, far from what it was trained on": policies(trivia[::4], bundled),
         },
         math={

@@ -3,8 +3,8 @@
     python benchmarks/scale.py [score|entropy] [1000 3000 10000 30000 100000]
 
 score: a tiny Llama made here and a linear probe with random weights. entropy: ten answers a question, judge ``exact``. Questions
-are those of ../shared/data/triviaqa.jsonl (the bundled world's where it is not there), repeated with variations; answers are drawn
-from theirs and others'. Seconds are fitted by a + b N^p. Any N can be given.
+are those of ../shared/data/triviaqa.jsonl (the bundled world's where it is not there), repeated with variations; answers are
+drawn from theirs and others'. Seconds are fitted by a + b N^p. Any N can be given.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Semantic entropy against the literal reference algorithm: calls of the judge, then seconds, on real models' answers.
 
-    python benchmarks/semantic_entropy.py [--questions 24] [--repeats 3]
+    python benchmarks/semantic_entropy.py [--questions 16] [--repeats 3]
 
-Answers are those of ../shared/data/gen_*_10x.jsonl. Calls are counted under a fixed relation of answers (``oracle``): equal after
-normalisation; the longer, more specific answer entails the shorter one whose words it holds; else neutral where a third of the
-words agree, contradiction where not. Seconds are of one process: every way runs a DeBERTa-v2 of the shape of deberta-v3-small
+Answers are those of ../shared/data/gen_*_10x.jsonl. Calls are counted under a fixed relation of answers (``oracle``): one entails
+another where it holds three fifths of its words after normalisation, is neutral where it holds any, else contradicts. Seconds are of one process: every way runs a DeBERTa-v2 of the shape of deberta-v3-small
 with random weights on what it asks, and goes by the oracle's verdicts, so that clusters are realistic.
 """
 
@@ -46,10 +45,10 @@ def words(answer: str) -> frozenset[str]:
 def oracle(premise: str, hypothesis: str) -> int:
     """2 entailment, 1 neutral, 0 contradiction: neither symmetric nor transitive."""
     a, b = words(premise), words(hypothesis)
-    shared = len(a & b) / max(1, len(a | b))
-    if a == b or (b and b < a and shared >= 0.5):
+    if a == b:
         return 2
-    return 1 if shared >= 1 / 3 else 0
+    held = len(a & b) / max(1, len(b))
+    return 2 if held >= 0.6 else 1 if held else 0
 
 
 class OracleJudge:
@@ -226,7 +225,7 @@ def measure_speed(n: int, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--questions", type=int, default=24)
+    parser.add_argument("--questions", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     if not SHARED.is_dir():
