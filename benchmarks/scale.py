@@ -114,7 +114,7 @@ def write_pool(n: int, at: Storage, pool: list[tuple[str, list[str]]], stage: st
 
 
 def measure(n: int, folder: Path, stage: str, model: Model, pool: list[tuple[str, list[str]]]) -> tuple[float, PeakMemory]:
-    asked = Artefact("pool", f"pool of {n}", {"rows": n}, {}, 0.0, "", str(folder / f"pool-{n}"))
+    asked = Artefact("pool", f"pool of {n}", {}, {"rows": n}, 0.0, "", str(folder / f"pool-{n}"))
     write_pool(n, asked.storage, pool, stage)
     probe = Artefact("probe", "probe", {}, {}, 0.0, "", str(folder / "probe"))
     card = ProbeCard("linear", LAYER, WIDTH, 1)

@@ -3,8 +3,9 @@
     python benchmarks/semantic_entropy.py [--questions 16] [--repeats 3]
 
 Answers are those of ../shared/data/gen_*_10x.jsonl. Calls are counted under a fixed relation of answers (``oracle``): one entails
-another where it holds three fifths of its words after normalisation, is neutral where it holds any, else contradicts. Seconds are of one process: every way runs a DeBERTa-v2 of the shape of deberta-v3-small
-with random weights on what it asks, and goes by the oracle's verdicts, so that clusters are realistic.
+another where it holds three fifths of its words after normalisation, is neutral where it holds any, else contradicts. Seconds are
+of one process: every way runs a DeBERTa-v2 of the shape of deberta-v3-small with random weights on what it asks, and goes by the
+oracle's verdicts, so that clusters are realistic.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def entropy(
 ) -> None:
     """Semantic entropy: id, question, generations -> id, semantic_entropy (nats), cluster_ids, label (1 unknown)."""
     values = {"entropy.judge": judge, "entropy.nli_model": nli_model, "entropy.policy": policy, "entropy.rule": rule}
-    with stage(out, override, {**values, "model.path": p_true_model}) as at:
+    with stage(out, override, values | ({"model.path": p_true_model} if p_true_model else {})) as at:
         from ka2l_ray.errors import UserError
         from ka2l_ray.jobs.entropy import entropy as run_stage
 

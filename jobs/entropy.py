@@ -20,6 +20,7 @@ from ka2l_ray.jobs.progress import Update, progress
 from ka2l_ray.jobs.streaming import map_rows
 from ka2l_ray.model_files import check_is_model, model_identity
 from ka2l_ray.semantics.cache import claim, merge
+from ka2l_ray.semantics.encoder import check_encoder
 from ka2l_ray.semantics.entropy import labels, threshold
 from ka2l_ray.semantics.judges import label_verdicts, load_nli_config
 from ka2l_ray.storage import Storage
@@ -117,6 +118,7 @@ def verdict_identity(config: EntropyConfig) -> dict[str, Any]:
         label_verdicts(load_nli_config(bundled_path(config.nli_model)), config.nli_model)
         return judge | {"nli_model": model_identity(ModelConfig(path=config.nli_model))}
     if config.judge == "embedding":
+        check_encoder(config.encoder)
         return judge | {"encoder": model_identity(ModelConfig(path=config.encoder)), "similarity": config.similarity}
     if config.judge == "llm":
         assert config.llm_model is not None

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-ENOUGH = 2048
-"""Tokens of a batch from which on a larger one is no faster: devices are then bound by arithmetic, not by reading weights."""
+import torch
+
 PADDING = 0.1
 """Share of a batch that padding may take once the batch has enough."""
 
 
+def enough_tokens(device: torch.device) -> int:
+    """Of a batch, from which on a larger one is no faster: the device is then bound by arithmetic, not by reading weights."""
+    return 256 if device.type == "cpu" else 2048
+
+
 def batches_by_length(
-    lengths: Sequence[int], batch_tokens: int, fan_out: int = 1, room: int = 0, *, enough: int | None = ENOUGH
+    lengths: Sequence[int], batch_tokens: int, fan_out: int = 1, room: int = 0, *, enough: int | None
 ) -> Iterator[list[int]]:
     """Indices in batches of similar length, each of at most ``batch_tokens`` = rows x fan_out x (longest + room).
 

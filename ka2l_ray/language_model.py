@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from ka2l_ray.batching import batches_by_length
+from ka2l_ray.batching import batches_by_length, enough_tokens
 from ka2l_ray.config import ModelConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.model_files import check_is_model, end_token_ids, load_adapter, model_dtype
@@ -222,7 +222,8 @@ class LanguageModel:
         deepest = max(layers)
         prefix = self._prefix(prompts_ids, deepest)
         done = len(prefix.ids)
-        for rows in batches_by_length([len(p) - done for p in prompts_ids], batch_tokens, room=done):
+        lengths = [len(p) - done for p in prompts_ids]
+        for rows in batches_by_length(lengths, batch_tokens, room=done, enough=enough_tokens(self.device)):
             ids_BT, _ = self._pad([prompts_ids[i][done:] for i in rows], side="right")
             ends = torch.tensor([len(prompts_ids[i]) - done - 1 for i in rows])
             last = partial(_at, where=(torch.arange(len(rows)), ends), device=self.device)
@@ -284,7 +285,7 @@ class LanguageModel:
         """Log-probability in nats of each token of each continuation, given the prompt and the tokens before it."""
         whole = [[*p, *c] for p, c in zip(prompts_ids, continuations_ids, strict=True)]
         found: dict[int, list[float]] = {}
-        for rows in batches_by_length([len(ids) for ids in whole], batch_tokens):
+        for rows in batches_by_length([len(ids) for ids in whole], batch_tokens, enough=enough_tokens(self.device)):
             ids_BT, _ = self._pad([whole[i] for i in rows], side="right")
             hidden_BTD = self.causal_lm.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state
             for b, i in enumerate(rows):

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
-from ka2l_ray.batching import batches_by_length
+from ka2l_ray.batching import batches_by_length, enough_tokens
 from ka2l_ray.errors import UserError
 
 
@@ -23,11 +23,9 @@ class SentenceEncoder:
     """
 
     def __init__(self, path: str, *, batch_tokens: int = 8192, trust_remote_code: bool = False) -> None:
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-            self.model = AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: no sentence encoder there ({str(error).splitlines()[0]})") from None
+        check_encoder(path, trust_remote_code)
+        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        self.model = AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.eval().to(self.device)
         self.first_token = _pools_first_token(path)
@@ -43,7 +41,8 @@ class SentenceEncoder:
         truncated = {i for i, ids in enumerate(whole["input_ids"]) if len(ids) > self.max_length}
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
         found = torch.empty(len(texts), self.model.config.hidden_size)
-        for rows in batches_by_length([len(ids) for ids in encoded["input_ids"]], self.batch_tokens):
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        for rows in batches_by_length(lengths, self.batch_tokens, enough=enough_tokens(self.device)):
             batch = self.tokenizer.pad({name: [column[i] for i in rows] for name, column in encoded.items()}, return_tensors="pt")
             batch = batch.to(self.device)
             states_BND = self.model(**batch).last_hidden_state
@@ -54,6 +53,14 @@ class SentenceEncoder:
                 pooled_BD = (states_BND * mask_BN1).sum(1) / mask_BN1.sum(1)
             found[rows] = nn.functional.normalize(pooled_BD.float(), dim=-1).cpu()
         return found, truncated
+
+
+def check_encoder(path: str, trust_remote_code: bool = False) -> None:
+    """Raise a UserError where there is none."""
+    try:
+        AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no sentence encoder there ({str(error).splitlines()[0]})") from None
 
 
 def _pools_first_token(path: str) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 
-from ka2l_ray.batching import batches_by_length
+from ka2l_ray.batching import batches_by_length, enough_tokens
 from ka2l_ray.config import EntropyConfig, ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.language_model import LanguageModel
@@ -77,7 +77,7 @@ class NLIJudge:
         encoded, truncated = self._encode(pairs)
         lengths = [len(ids) for ids in encoded["input_ids"]]
         verdicts: dict[int, Verdict] = {}
-        for rows in batches_by_length(lengths, self.batch_tokens):
+        for rows in batches_by_length(lengths, self.batch_tokens, enough=enough_tokens(self.device)):
             batch = self.tokenizer.pad({name: [column[i] for i in rows] for name, column in encoded.items()}, return_tensors="pt")
             self.real_tokens += sum(lengths[i] for i in rows)
             self.padded_tokens += batch["input_ids"].numel()

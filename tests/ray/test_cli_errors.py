@@ -84,9 +84,9 @@ def test_a_budget_beyond_the_pool(small_run: dict[str, Any], tmp_path: Path) -> 
 
 def test_fewer_than_two_samples(small_run: dict[str, Any], tmp_path: Path) -> None:
     assert "sampling.k" in run_with(GOOD, small_run, tmp_path, sampling__k=1)
-    samples = write_lines(tmp_path / "samples.jsonl", [{"id": "a", "question": "Who?", "generations": ["x"]}])
+    samples = write_lines(tmp_path / "samples.jsonl", [{"id": "a", "question": "Who?", "generations": []}])
     line = refused("entropy", "--samples", samples, "--judge", "exact", "--out", str(tmp_path / "out"))
-    assert "samples.jsonl:1: 1 generations" in line
+    assert "samples.jsonl:1: no generations" in line
 
 
 def test_an_unknown_key_with_the_nearest_named(small_run: dict[str, Any], tmp_path: Path) -> None:

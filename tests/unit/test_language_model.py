@@ -24,13 +24,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ka2l_ray.batching import batches_by_length
 from ka2l_ray.config import FinetuneConfig, ModelConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.finetuning import add_lora
 from ka2l_ray.language_model import (
     Generation,
     LanguageModel,
-    batches_by_length,
     common_prefix,
     sample_tokens,
     vocabulary_logits,
@@ -373,7 +373,7 @@ def test_what_all_prompts_begin_with_is_computed_once(language_model: LanguageMo
     shared = common_prefix(together)
     assert len(beginning) <= len(shared) < len(beginning) + 3
     if slides:
-        assert language_model.prefill_tokens == len(prompts) * max(map(len, together))
+        assert sum(map(len, together)) <= language_model.prefill_tokens <= len(prompts) * max(map(len, together))
     else:
         assert language_model.prefill_tokens <= len(shared) + suffixes
 
@@ -441,14 +441,29 @@ def test_dtype_auto_is_float32_on_a_cpu() -> None:
     assert model_dtype("float16", torch.device("cpu")) == torch.float16
 
 
-@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 400), st.integers(1, 11), st.integers(0, 20))
-def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int, fan_out: int, room: int) -> None:
-    batches = list(batches_by_length(lengths, budget, fan_out, room))
+@given(
+    st.lists(st.integers(1, 40), max_size=30),
+    st.integers(1, 400),
+    st.integers(1, 11),
+    st.integers(0, 20),
+    st.sampled_from([None, 16, 64]),
+)
+def test_batches_hold_every_row_once_within_the_budget(
+    lengths: list[int], budget: int, fan_out: int, room: int, enough: int | None
+) -> None:
+    batches = list(batches_by_length(lengths, budget, fan_out, room, enough=enough))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * fan_out * (max(lengths[i] for i in batch) + room) <= budget
     in_order = [lengths[i] for batch in batches for i in batch]
     assert in_order == sorted(lengths)
+
+
+def test_a_batch_with_enough_tokens_ends_rather_than_be_padded_by_more_than_a_tenth() -> None:
+    lengths = [8] * 8 + [9] * 8 + [60]
+    assert [len(batch) for batch in batches_by_length(lengths, 10_000, enough=None)] == [17]
+    assert [len(batch) for batch in batches_by_length(lengths, 10_000, enough=64)] == [16, 1]
+    assert [len(batch) for batch in batches_by_length(lengths, 10_000, enough=1000)] == [17]
 
 
 @pytest.mark.parametrize(
