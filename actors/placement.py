@@ -42,7 +42,9 @@ def check_supply(config: EngineConfig, nodes: Sequence[Bundle], backend: str | N
     """Raise a UserError that holds demand against supply where ``nodes`` could never take the replicas."""
     bundles = replica_bundles(config, backend)
     if _capacity(bundles, nodes, config.replicas) < config.replicas:
-        whole = " (pool scoring and the transformers engine want a copy's GPUs on one node)" if backend == "transformers" else ""
+        whole = ""
+        if backend == "transformers" and config.tensor_parallel * config.pipeline_parallel > 1:
+            whole = " on one node each, as pool scoring and the transformers engine want it"
         raise UserError(f"{_demand(config)}{whole}; {_supply(nodes)}; {_remedy(config)}")
 
 

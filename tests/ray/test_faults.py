@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -55,6 +58,14 @@ def test_a_killed_language_model_actor_is_replaced_and_no_row_is_lost(world_file
     assert a["question_id"].to_pylist() == b["question_id"].to_pylist()
     assert a["generations"].to_pylist() == b["generations"].to_pylist()
     assert a["greedy"].to_pylist() == b["greedy"].to_pylist()
+
+
+def test_a_lost_node_takes_its_engine_and_the_others_do_its_shards(world_files: dict[str, str], tmp_path: Path) -> None:
+    """On a cluster of its own, in a process of its own: this one is joined to the tests' Ray."""
+    command = [sys.executable, "-m", "tests.ray.lose_a_node", world_files["pool"], str(tmp_path / "samples")]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert "rows 160 of 160, engines left 1" in done.stdout, done.stderr[-3000:]
 
 
 def test_two_rounds_end_right_when_a_judge_and_a_training_worker_are_killed(small_run: dict[str, Any], tmp_path: Path) -> None:

@@ -75,6 +75,15 @@ def test_what_never_fits_is_refused_with_demand_and_supply(keys: dict[str, objec
     assert str(error.value) == words
 
 
+def test_what_drives_all_gpus_of_a_copy_from_one_process_wants_them_on_one_node() -> None:
+    wide = engine(name="vllm", tensor_parallel=8, pipeline_parallel=2, gpus=1)
+    check_supply(wide, [A100_NODE] * 2)
+    with pytest.raises(
+        UserError, match=r"engine asks for 16 GPUs .* on one node each, as pool scoring .* the largest with 8 GPUs"
+    ):
+        check_supply(wide, [A100_NODE] * 2, "transformers")
+
+
 def test_a_split_copy_takes_whole_gpus() -> None:
     with pytest.raises(ValueError, match="set gpus 1"):
         engine(gpus=0.5, tensor_parallel=2)

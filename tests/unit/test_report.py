@@ -104,7 +104,8 @@ def commit_probing_set(store: RunStore, at: str) -> None:
     hidden = [{**row, "layer_0": list(blind), "layer_1": list(telling)} for row, blind, telling in states]
     table = pa.Table.from_pylist(hidden[::-1], schema=schema.hidden_states(4, [0, 1], pa.float16(), "float32"))
     commit(store, f"{at}/hidden_states", {"rows": 30}, {"a.parquet": table.slice(0, 20), "b.parquet": table.slice(20)})
-    judged = {"majority_answer": "", "judge_calls": 0, "triples": 0, "non_transitive_triples": 0}
+    counts = ("judge_calls", "cached_verdicts", "reference_calls", "empty_answers", "truncated", "unparsable")
+    judged = {"majority_answer": "", "triples": 0, "non_transitive_triples": 0, **dict.fromkeys(counts, 0)}
     entropies = [
         {**row, **judged, "semantic_entropy": entropy, "bound": "exact", "cluster_ids": clusters, "label": int(entropy >= 0.6)}
         for row, entropy, clusters in zip(asked, ENTROPIES, CLUSTERS, strict=True)
