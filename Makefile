@@ -34,7 +34,10 @@ bench: install  ## the figures of benchmarks/RESULTS.md; about an hour
 	$(BIN)/python benchmarks/replay.py
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/feeding.py
-	$(BIN)/python benchmarks/scale.py
+	$(BIN)/python benchmarks/scale.py score
+	$(BIN)/python benchmarks/scale.py entropy
+	$(BIN)/python benchmarks/semantic_entropy.py
+	$(BIN)/python benchmarks/real_answers.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
