@@ -228,7 +228,7 @@ def main() -> None:
         tables=tables,
         sentences=sentences.qualities(sentences.models()[0]),
         sentences_aliases=auroc(aliases, sentences.entropies),
-        thresholds=all_thresholds,
+        thresholds={**all_thresholds, sentences.title: sentences.thresholds()},
         rules=RULES,
         policies={
             "exact match": policies(trivia, ExactJudge()),

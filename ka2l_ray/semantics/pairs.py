@@ -1,12 +1,24 @@
-"""How well a judge says what people say of pairs of answers: accuracy and F1, in both directions of meaning."""
+"""How well a judge says what people say of pairs of answers.
+
+    python -m ka2l_ray.semantics.pairs pairs.jsonl -o entropy.judge=nli -o entropy.nli_model=microsoft/deberta-large-mnli
+
+A row of the file is {"id", "question" (may be null), "a", "b", "label" (1: they mean the same)}.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from ka2l_ray.config_files import load_config
+from ka2l_ray.errors import UserError
+from ka2l_ray.questions import read_rows
 from ka2l_ray.semantics.clustering import Judge, cluster_answers
+from ka2l_ray.semantics.judges import make_judge
 
 
 @dataclass(frozen=True)
@@ -43,3 +55,38 @@ def judge_pairs(judge: Judge, rows: Iterable[Mapping[str, Any]], *, strict: bool
         f1=2 * precision * recall / (precision + recall) if both else 0.0,
         calls=sum(each.counts.judge_calls for each in found),
     )
+
+
+def read_pairs(path: str) -> list[dict[str, Any]]:
+    """Rows of a file of judged pairs.
+
+    Raises:
+        UserError: no such file, or a row that lacks something.
+    """
+    rows = []
+    for place, row in read_rows(path):
+        if not all(isinstance(row.get(name), str) for name in ("a", "b")) or row.get("label") not in (0, 1):
+            raise UserError(f"{place}: a pair has the texts 'a' and 'b' and a 'label', 1 where they mean the same, else 0")
+        rows.append({**row, "question": row.get("question")})
+    if not rows:
+        raise UserError(f"{path}: no rows in this file")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file")
+    parser.add_argument("-o", "--override", action="append", default=[], help="a key of the section entropy: KEY=VALUE")
+    arguments = parser.parse_args()
+    try:
+        given = {"model.path": "bundled:student", "pool.questions": ""}
+        config = load_config(None, arguments.override, given).entropy
+        found = judge_pairs(make_judge(config), read_pairs(arguments.file), strict=config.equivalence == "strict")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(json.dumps({"judge": config.judge, **asdict(found)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -276,6 +276,18 @@ def test_last_token_states_are_transformers_hidden_states(
     assert sorted(seen) == list(range(len(prompts)))
 
 
+def test_right_padded_states_agree_with_a_left_padded_batch(student: LanguageModel, prompts: list[list[int]]) -> None:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        left = student.model(input_ids=ids, attention_mask=mask, position_ids=positions, output_hidden_states=True).hidden_states
+    for rows, states in student.last_token_states(prompts, range(5)):
+        for layer in range(5):
+            torch.testing.assert_close(states[layer], left[layer][rows, -1], atol=1e-5, rtol=1e-5)
+
+
 def test_last_token_states_of_some_layers_are_those_of_all(student: LanguageModel, prompts: list[list[int]]) -> None:
     everything = {row: (b, states) for rows, states in student.last_token_states(prompts, range(5)) for b, row in enumerate(rows)}
     for layers in ([0], [2], [3, 1], [4], [0, 4]):
