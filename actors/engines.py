@@ -183,6 +183,8 @@ class Engines:
                 f"{self.config.max_error_rate:g}; the last: question '{question_id}': {reason}"
             )
         for replica in self.replicas:
+            if not replica.group.wait(timeout_seconds=1):  # its node is lost
+                continue
             try:
                 ray.get(run.give_up(replica.actor, shard, reason))
                 return 1

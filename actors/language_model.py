@@ -194,15 +194,14 @@ class LanguageModelActor:
         for row in questions.to_pylist():
             text = case(Answered(row["question"], row["generations"], row["greedy"]))
             prompt, *both = encode(self.prompter, f"{examples}{text}")
+            if len(prompt) + max(map(len, both)) > self._engine().max_length:
+                raise ValueError(
+                    f"question '{row['question_id']}': P(True) takes a prompt of {len(prompt)} tokens, "
+                    f"the engine takes {self._engine().max_length}"
+                )
             prompts += [prompt] * 2
             words += both
             asked += 2 * len(prompt)
-        too_long = max(map(len, prompts), default=0) + max(map(len, words), default=0)
-        if too_long > self._engine().max_length:
-            raise UserError(
-                f"P(True) takes a prompt of {too_long} tokens, the engine takes {self._engine().max_length}; "
-                "give a model of longer context, or samples with fewer or shorter answers"
-            )
         found = self._engine().log_likelihood(prompts, words, batch_tokens=self.role.engine.batch_tokens)
         true, false = (np.array([sum(tokens) for tokens in found[side::2]]) for side in (0, 1))
         columns = {

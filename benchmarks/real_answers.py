@@ -219,12 +219,22 @@ def main() -> None:
         (DOCS / "semantic_entropy.md.j2").read_text()
     )
     all_thresholds = {file.title: file.thresholds() for file in files}
-    rows = [row for found in all_thresholds.values() for row in found]
+    rows = all_thresholds[math.title]  # the one file that is drawn as it came
+    aurocs = [each for found in tables[math.title].values() for each in found]
+    date_rows = read("gen_date_codex40")
     page = template.render(
+        mean_auroc={name: float(np.mean([q.auroc for q in aurocs if q.score == name])) for name in {q.score for q in aurocs}},
+        dates_rows=len(date_rows),
+        dates_uncertain=sum(len(set(each.cluster_ids)) > 1 for each in clustered(date_rows, ExactJudge())),
+        growth={
+            n: tuple(
+                float(np.mean([of(each.cluster_ids[:n]) for each in math.found]))
+                for of in (semantic_entropy, bias_corrected_entropy)
+            )
+            for n in range(2, 11)
+        },
         mean_balanced={rule: float(np.mean([row[rule]["balanced"] for row in rows])) for rule in RULES},
         mean_best=float(np.mean([row["best"] for row in rows])),
-        mean_unknown={rule: float(np.mean([row[rule]["share"] for row in rows])) for rule in RULES},
-        mean_wrong=float(np.mean([row["wrong"] for row in rows])),
         tables=tables,
         sentences=sentences.qualities(sentences.models()[0]),
         sentences_aliases=auroc(aliases, sentences.entropies),

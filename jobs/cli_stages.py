@@ -141,7 +141,7 @@ def entropy(
     policy: Annotated[str, typer.Option("--policy", help="founder_last or founder_first.")] = "founder_last",
     rule: Annotated[str, typer.Option("--rule", help="ka2l, two_means, quantile or fixed.")] = "ka2l",
     evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Also hold every uncertainty score against correctness: OUT/uncertainty.")
+        bool, typer.Option("--evaluate", help="Also hold every uncertainty score against correctness: OUT-uncertainty.")
     ] = False,
     correct: Annotated[
         str | None, typer.Option("--correct", help="Column: is the greedy answer right? Else exact match with the answers.")
@@ -175,17 +175,17 @@ def entropy(
 
 
 def _evaluate_uncertainty(at: Stage, out: str, answered: Any, entropy: Any, p_true_model: str | None, states: Any) -> None:
-    """Write OUT/uncertainty and print its table."""
+    """Write OUT-uncertainty and print its table."""
     from ka2l_ray.jobs.inputs import external_model
     from ka2l_ray.jobs.uncertainty import p_true, uncertainty
     from ka2l_ray.store import StageDirectory
 
-    asked = None
+    asked, out = None, str(Path(out).absolute())
     if p_true_model is not None:
         model = external_model(p_true_model, None, at.config.model, at.config.prompt)
-        store = StageDirectory(f"{out}/p_true")
+        store = StageDirectory(f"{out}-p_true")
         asked = p_true(store, "p_true", answered=answered, model=model, engine=at.config.engine, engines=at.engines)
-    store = StageDirectory(f"{out}/uncertainty")
+    store = StageDirectory(f"{out}-uncertainty")
     done = uncertainty(store, "uncertainty", answered=answered, entropy=entropy, p_true=asked, hidden_states=states)
     for group in dict.fromkeys(row["group"] for row in done.facts["quality"]):
         rows = [row for row in done.facts["quality"] if row["group"] == group]

@@ -283,7 +283,13 @@ class _Loop:
         """Why no label can be spent this round, if so."""
         needs = strategy(self._strategy(scores)).needs
         if "semantic_entropy" in needs:
-            entropies = uncertainty.storage.read_table("", columns=["semantic_entropy"])["semantic_entropy"].to_numpy()
+            rows = uncertainty.storage.read_table("", columns=["semantic_entropy", "bound"])
+            entropies = rows["semantic_entropy"].to_numpy()
+            if set(rows["bound"].to_pylist()) != {"exact"}:
+                return (
+                    "nothing can be ranked: no probe could be fitted, and semantic entropies are bounds; "
+                    "leave out sampling.stop_when_decided and entropy.label_only"
+                )
             if np.ptp(entropies) == 0:
                 return (
                     f"nothing can be ranked: no probe could be fitted, and all {len(entropies)} sampled questions have the "

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,8 @@ class EntropyFacts:
     share_unknown: dict[str, float]
     judge_calls: int
     cached_verdicts: int
-    reference_calls: int
+    reference_calls: int | None
+    """None where not all answers were settled."""
     empty_answers: int
     single_answers: int
     truncated: int
@@ -107,8 +109,13 @@ def judge_identity(config: EntropyConfig) -> dict[str, Any]:
     Raises:
         UserError: no such judge's model, or an NLI model without an entailment label.
     """
-    rules = ("equivalence", "policy", "rule", "quantile", "threshold", "audit", "label_only")
-    return {**verdict_identity(config), **{name: getattr(config, name) for name in rules}}
+    rules = ("rule", "quantile", "threshold", "audit", "label_only")
+    return {**cluster_identity(config), **{name: getattr(config, name) for name in rules}}
+
+
+def cluster_identity(config: EntropyConfig) -> dict[str, Any]:
+    """What of the configuration decides clusters."""
+    return {**verdict_identity(config), "equivalence": config.equivalence, "policy": config.policy}
 
 
 def verdict_identity(config: EntropyConfig) -> dict[str, Any]:
@@ -132,7 +139,7 @@ def verdict_identity(config: EntropyConfig) -> dict[str, Any]:
 
 def judge_gpus(config: EntropyConfig, gpus: float) -> float:
     """GPUs of one judge actor, where a model of its own would have ``gpus``."""
-    return 0.0 if config.judge == "exact" or config.endpoint is not None else gpus
+    return 0.0 if config.judge == "exact" or (config.judge == "llm" and config.endpoint is not None) else gpus
 
 
 def known_threshold(config: EntropyConfig) -> float:
@@ -162,8 +169,10 @@ def cluster_samples(
         decided_at: nats; where rows are not whole, or only labels are wanted, they get a bound at this threshold.
         on_file: told of each file of ``clusters``.
     """
-    if config.cache is not None:
-        claim(config.cache, json.dumps(verdict_identity(config), sort_keys=True))
+    if config.cache is not None:  # a worker's directory is not this one
+        where = config.cache if "://" in config.cache else str(Path(config.cache).absolute())
+        config = config.model_copy(update={"cache": where})
+        claim(where, json.dumps(verdict_identity(config), sort_keys=True))
     map_rows(
         samples,
         clusters,
@@ -179,7 +188,7 @@ def cluster_samples(
         on_file=on_file,
     )
     if config.cache is not None:
-        merge(config.cache)
+        merge(config.cache, patience=10)
 
 
 def _counting(clusters: Storage, questions: int, update: Update) -> Callable[[str], None]:
@@ -222,7 +231,7 @@ def _label(clusters: Storage, work: Storage, config: EntropyConfig, threshold_at
     at = threshold_at
     if at is None:
         at = threshold(entropies, config.rule, quantile=config.quantile, fixed=config.threshold)
-    sums = dict.fromkeys(SUMMED, 0)
+    sums: dict[str, Any] = dict.fromkeys(SUMMED, 0)
     single = 0
     for i, file in enumerate(clusters.parquet_files()):
         table = clusters.read_table(file)
@@ -235,6 +244,8 @@ def _label(clusters: Storage, work: Storage, config: EntropyConfig, threshold_at
     thresholds: dict[str, float] = {config.rule: at}
     if not bounds:
         thresholds = {rule: threshold(entropies, rule, quantile=config.quantile) for rule in RULES} | {"fixed": config.threshold}
+    if bounds:
+        sums["reference_calls"] = None
     return EntropyFacts(
         rows=len(entropies),
         threshold=at,
@@ -247,7 +258,16 @@ def _label(clusters: Storage, work: Storage, config: EntropyConfig, threshold_at
 
 
 def _warn(name: str, facts: EntropyFacts) -> None:
-    """What a reader of the figures should know."""
+    """What a reader of the figures should know.
+
+    Raises:
+        UserError: half of a language model's verdicts could not be read.
+    """
+    if facts.unparsable > 0.5 * max(1, facts.judge_calls):
+        raise UserError(
+            f"{name}: {facts.unparsable} of {facts.judge_calls} verdicts could not be read: the judge said neither yes nor no; "
+            "change entropy.llm_prompt, or give another entropy.llm_model"
+        )
     notes = {
         "questions have one answer, whose semantic entropy is 0 whatever the model knows": facts.single_answers,
         "answers are empty; they count as one meaning of their own": facts.empty_answers,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ka2l_ray import schema
@@ -16,7 +17,7 @@ from ka2l_ray.errors import UserError
 from ka2l_ray.evaluation import exact_match
 from ka2l_ray.jobs.questions import ROWS_PER_PART, answer_key, input_key, questions
 from ka2l_ray.model_files import check_adapter
-from ka2l_ray.questions import read_rows, row_id
+from ka2l_ray.questions import answers_of, read_rows, row_id
 from ka2l_ray.storage import Storage, file_digest
 from ka2l_ray.store import Artefact, StageDirectory, committed_artefact
 
@@ -58,7 +59,8 @@ class Inputs:
         def convert(place: str, row: dict[str, Any]) -> dict[str, Any] | None:
             return None if row.get("error") else _answered(place, row, known.get(row_id(place, row)), correct, group)
 
-        return self._import(path, "answered", convert, schema.ANSWERED)
+        how = {"correct": correct, "answers": key.key if key else None, "group": group}
+        return self._import(path, "answered", convert, schema.ANSWERED, how)
 
     def annotations(self, path: str) -> Artefact:
         """id, question and target or answers."""
@@ -94,7 +96,12 @@ class Inputs:
         return found
 
     def _import(
-        self, path: str, name: str, convert: Callable[[str, dict[str, Any]], dict[str, Any] | None], wanted: pa.Schema
+        self,
+        path: str,
+        name: str,
+        convert: Callable[[str, dict[str, Any]], dict[str, Any] | None],
+        wanted: pa.Schema,
+        how: dict[str, Any] | None = None,
     ) -> Artefact:
         def build(work: Storage) -> dict[str, Any]:
             total = 0
@@ -103,7 +110,9 @@ class Inputs:
                 total += len(rows)
             return {"rows": total, "source": path}
 
-        return StageDirectory(f"{self.directory}/{name}").compute(name, {"stage": name, "file": input_key(path)}, build)
+        return StageDirectory(f"{self.directory}/{name}").compute(
+            name, {"stage": name, "file": input_key(path), **(how or {})}, build
+        )
 
 
 def external_model(path: str, adapter: str | None, base: ModelConfig, prompt: PromptConfig) -> Model:
@@ -169,7 +178,7 @@ def _answered(
     for column in (correct, group):
         if column is not None and row.get(column) is None:
             raise UserError(f"{place}: the row has no '{column}'; give a column that every row has")
-    greedy, answers = row.get("greedy"), answers or row.get("answers")
+    greedy, answers = row.get("greedy"), answers or answers_of(place, row)
     if correct is not None:
         if not isinstance(row[correct], bool):
             raise UserError(f"{place}: '{correct}' must be true or false, this is {row[correct]!r}")
@@ -181,9 +190,12 @@ def _answered(
             f"{place}: whether the answer is right is not known; "
             "give --correct COLUMN, or 'greedy' with 'answers' (--answers FILE)"
         )
+    sampled = _sampled(place, row)
     drawn, last = row.get("token_logprobs"), row.get("greedy_token_ids")
+    if drawn is not None and (len(drawn) != len(sampled["generations"]) or not np.isfinite([x for t in drawn for x in t]).all()):
+        raise UserError(f"{place}: 'token_logprobs' must hold finite numbers, a list for each of 'generations'")
     return {
-        **_sampled(place, row),
+        **sampled,
         "greedy": greedy,
         "wrong": wrong,
         "log_likelihoods": [sum(t) / max(1, len(t)) for t in drawn] if drawn else None,

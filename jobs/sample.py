@@ -7,7 +7,7 @@ from typing import Any
 from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model, check_engine, engine_identity
 from ka2l_ray.config import EngineConfig, EntropyConfig, SamplingConfig
-from ka2l_ray.jobs.entropy import judge_identity, known_threshold
+from ka2l_ray.jobs.entropy import cluster_identity, known_threshold
 from ka2l_ray.jobs.memo import Memo
 from ka2l_ray.jobs.progress import progress
 from ka2l_ray.jobs.waves import sample_until_decided
@@ -46,7 +46,7 @@ def sample(
     if sampling.stop_when_decided:
         assert until is not None
         decided_at = known_threshold(until)
-        how["until"] = judge_identity(until)
+        how["until"] = cluster_identity(until)
     memo = Memo(sampling.memo, digest({"schema_version": SCHEMA_VERSION, **how})) if sampling.memo else None
 
     def build(work: Storage) -> dict[str, Any]:

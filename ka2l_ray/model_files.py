@@ -47,8 +47,9 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
     """
     path = Path(bundled_path(config.path))
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja", ".txt"))
-        return {"files": {p.name: file_digest(p) for p in files}, "dtype": config.dtype}
+        suffixes = (".json", ".safetensors", ".model", ".jinja", ".txt", ".bin")
+        files = sorted(p for p in (*path.iterdir(), *path.glob("*_Pooling/config.json")) if p.suffix in suffixes)
+        return {"files": {str(p.relative_to(path)): file_digest(p) for p in files}, "dtype": config.dtype}
     commit = AutoConfig.from_pretrained(
         config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
     )._commit_hash

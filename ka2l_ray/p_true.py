@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ka2l_ray.config import PromptConfig
 from ka2l_ray.prompts import Prompter
 
 EXAMPLES = 8
@@ -41,8 +42,12 @@ def solved_examples(question_ids: Sequence[str], right: Sequence[bool], n: int =
 
 def encode(prompter: Prompter, text: str) -> tuple[list[int], list[int], list[int]]:
     """Token ids of the prompt, of A and of B; in the model's chat template where it has one."""
-    tokenizer = prompter.tokenizer
-    space = "" if prompter.uses_chat_template else " "
-    words = [tokenizer.encode(f"{space}{word}", add_special_tokens=False) for word in ("A", "B")]
-    prompt = prompter.prompt(text) if prompter.uses_chat_template else text
-    return prompter.encode(prompt), words[0], words[1]
+    bare = Prompter(prompter.tokenizer, PromptConfig(instruction="", chat_template=prompter.config.chat_template))
+    prompt = bare.prompt(text) if bare.uses_chat_template else text
+    space = "" if bare.uses_chat_template else " "
+    ids = bare.encode(prompt)
+    words = []
+    for word in ("A", "B"):
+        whole = bare.encode(f"{prompt}{space}{word}")  # as it follows the prompt, not as a text of its own
+        words.append(whole[len(ids) :] if whole[: len(ids)] == ids else bare.tokenizer.encode(word, add_special_tokens=False))
+    return ids, words[0], words[1]

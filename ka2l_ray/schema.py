@@ -87,7 +87,7 @@ CLUSTERS = _schema(
         ),
         _field("cluster_ids", pa.list_(pa.int32()), "meaning of each settled generation, numbered by first appearance"),
         _field("majority_answer", pa.string(), "commonest form within the largest cluster"),
-        _field("judge_calls", pa.int32(), "(premise, hypothesis) pairs put to the judge"),
+        _field("judge_calls", pa.int32(), "(premise, hypothesis) pairs put to the judge, those of the audit too"),
         _field("cached_verdicts", pa.int32(), "verdicts taken from entropy.cache"),
         _field(
             "reference_calls",

@@ -38,6 +38,8 @@ class Storage:
 
     def names(self, name: str = "") -> list[str]:
         """Names of what lies directly in a directory, sorted; empty where there is none."""
+        if not self.local:
+            self.filesystem.invalidate_cache(self.path(name))  # others write here too
         if not self.exists(name):
             return []
         return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in self.filesystem.ls(self.path(name), detail=False))

@@ -171,6 +171,8 @@ def cluster_answers(
         audited: questions of which every pair of texts is judged, to count the triples that are not transitive:
             clustering alone never asks for all three sides of one.
     """
+    if not all(answer_lists):
+        raise ValueError("a question without answers has no clusters; leave it out")
     counts = [Counts(empty_answers=sum(map(_is_empty, row))) for row in answer_lists]
     walks = [
         _walk(row, policy, strict, decided_at, asked or len(row), equal_texts_equivalent, i in audited, count)

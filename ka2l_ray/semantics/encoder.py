@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ class SentenceEncoder:
 
     def __init__(self, path: str, *, batch_tokens: int = 8192, trust_remote_code: bool = False) -> None:
         check_encoder(path, trust_remote_code)
-        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, truncation_side="left")
         self.model = AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.eval().to(self.device)
@@ -36,7 +37,7 @@ class SentenceEncoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, set[int]]:
-        """((n, d) unit vectors in float32 on the CPU, indices of texts whose end was cut off)."""
+        """((n, d) unit vectors in float32 on the CPU, indices of texts whose beginning was cut off: the answer is at the end)."""
         whole = self.tokenizer(list(texts), verbose=False)
         truncated = {i for i, ids in enumerate(whole["input_ids"]) if len(ids) > self.max_length}
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
@@ -64,13 +65,20 @@ def check_encoder(path: str, trust_remote_code: bool = False) -> None:
 
 
 def _pools_first_token(path: str) -> bool:
-    file = cached_file(path, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
-    if file is None:
+    modules = _read_json(path, "modules.json") or []
+    further = [m["path"] for m in modules if m["type"].rsplit(".", 1)[-1] not in ("Transformer", "Pooling", "Normalize")]
+    if further:
+        raise UserError(f"{path}: has a module {further[0]} behind its pooling, which is not computed here; give another encoder")
+    pooling = _read_json(path, "1_Pooling/config.json")
+    if pooling is None:
         return False
-    with open(file) as text:
-        pooling: dict[str, Any] = json.load(text)
     chosen = [name.removeprefix("pooling_mode_").split("_")[0] for name, on in pooling.items() if on is True and "pool" in name]
     chosen = chosen or [str(pooling.get("pooling_mode", "mean"))]
     if chosen not in (["mean"], ["cls"]):
         raise UserError(f"{path}: pools by {', '.join(chosen)}; a sentence encoder here pools by mean or first token")
     return chosen == ["cls"]
+
+
+def _read_json(path: str, name: str) -> Any:
+    file = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    return None if file is None else json.loads(Path(file).read_text())

@@ -157,7 +157,7 @@ def test_every_score_is_held_against_correctness(asked: dict[str, str], tmp_path
     extra = ("--answers", asked["pool"], "--hidden-states", asked["states"], "--p-true-model", model)
     done = ka2l("entropy", "--samples", asked["samples"], "--out", str(out), *BUNDLED, "--evaluate", *extra)
     assert done.returncode == 0, done.stderr
-    facts = json.loads((out / "uncertainty" / "_artefact.json").read_text())["facts"]
+    facts = json.loads((tmp_path / "out-uncertainty" / "_artefact.json").read_text())["facts"]
     quality = {row["score"]: row for row in facts["quality"]}
     assert set(quality) == {
         "semantic entropy",
@@ -171,7 +171,7 @@ def test_every_score_is_held_against_correctness(asked: dict[str, str], tmp_path
         "accuracy probe",
         "semantic-entropy probe, linear",
     }
-    table = pd.read_parquet(out / "uncertainty" / "uncertainty.parquet")
+    table = pd.read_parquet(tmp_path / "out-uncertainty")
     for name, row in quality.items():
         assert row["score"] in done.stdout
         column = table[["wrong", name.replace(" ", "_")]].dropna()
@@ -200,4 +200,33 @@ def test_bad_input_is_one_line(samples: str, arguments: tuple[str, ...], words: 
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert words in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_correctness_by_another_column_is_another_evaluation(tmp_path: Path) -> None:
+    rows = [
+        {"id": f"q{i}", "question": f"Who was number {i}?", "generations": ["x", "x", "y"], "greedy": "x", "answers": "X."}
+        for i in range(8)
+    ]
+    samples = write_lines(tmp_path / "samples.jsonl", [row | {"right": i < 2, "half": i < 4} for i, row in enumerate(rows)])
+
+    def evaluate(*arguments: str) -> tuple[int, str]:
+        command = ("entropy", "--samples", samples, "--judge", "exact", "--evaluate", "--out", str(tmp_path / "out"))
+        done = ka2l(*command, *arguments)
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = evaluate("--correct", "right")
+    assert (code, "75.0% answered wrongly" in said) == (0, True), said
+    code, said = evaluate("--correct", "half")
+    assert code == 2, said
+    assert "out-uncertainty" in said
+    code, said = evaluate("--out", str(tmp_path / "other"))
+    assert (code, "0.0% answered wrongly" in said) == (0, True), said
+
+
+def test_a_language_model_whose_words_cannot_be_read_is_no_judge(samples: str, tmp_path: Path) -> None:
+    arguments = ("--judge", "llm", "-o", "entropy.llm_model=bundled:student")
+    done = ka2l("entropy", "--samples", samples, "--out", str(tmp_path / "out"), *arguments)
+    assert done.returncode == 2, done.stderr
+    assert "verdicts could not be read: the judge said neither yes nor no; change entropy.llm_prompt" in done.stderr
     assert not (tmp_path / "out").exists()

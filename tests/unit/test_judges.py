@@ -5,6 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import random
+import signal
+import sqlite3
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
@@ -339,6 +343,22 @@ def test_embeddings_are_pooled_as_the_encoder_says(pooling: dict[str, Any] | Non
     assert cut.truncated
 
 
+def test_what_is_too_long_for_an_encoder_loses_its_beginning(tmp_path: Path) -> None:
+    encoder = SentenceEncoder(tiny_encoder(tmp_path / "encoder", None))
+    (a, b), truncated = encoder.encode(["Who was it? " * 80 + "physician", "Who was it? " * 80 + "lawyer"])
+    assert truncated == {0, 1}
+    assert not torch.equal(a, b), "the answers are seen"
+
+
+def test_modules_behind_the_pooling_are_refused(tmp_path: Path) -> None:
+    path = tiny_encoder(tmp_path / "encoder", None)
+    names = ("0_Transformer", "1_Pooling", "2_Dense")
+    modules = [{"path": name, "type": f"sentence_transformers.models.{name[2:]}"} for name in names]
+    (tmp_path / "encoder" / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UserError, match="has a module 2_Dense behind its pooling"):
+        SentenceEncoder(path)
+
+
 def test_other_poolings_are_refused(tmp_path: Path) -> None:
     path = tiny_encoder(tmp_path / "encoder", {"pooling_mode_max_tokens": True})
     with pytest.raises(UserError, match="pools by max; a sentence encoder here pools by mean or first token"):
@@ -360,10 +380,11 @@ def test_verdicts_are_kept_for_the_same_judge_and_refused_to_another(tmp_path: P
         runs.append(cluster_answers(["Who?"], lists, CachedJudge(LLMJudge(ask, "{question}|{a}|{b}"), folder))[0])
         merge(folder)
     assert runs[0].cluster_ids == runs[1].cluster_ids == [0, 0, 1, 2]
-    assert (runs[0].counts.judge_calls, runs[0].counts.cached) == (len(asked), 0)
-    assert (runs[1].counts.judge_calls, runs[1].counts.cached) == (0, len(asked))
-    assert runs[1].counts.unparsable == runs[0].counts.unparsable == 2
-    assert sorted(file.name for file in Path(folder).iterdir()) == ["judge.json", "verdicts.sqlite"]
+    first, second = (each.counts for each in runs)
+    assert (first.judge_calls, first.cached, first.unparsable) == (4, 0, 2)
+    assert (second.judge_calls, second.cached, second.unparsable) == (2, 2, 2), "what could not be read is asked again"
+    assert len(asked) == 6
+    assert sorted(file.name for file in Path(folder).iterdir()) == ["judge.json", "merge.lock", "verdicts.sqlite"]
     with pytest.raises(UserError, match=r"holds the verdicts of another judge \(judge A\); this one is judge B; set another"):
         claim(folder, "judge B")
     (tmp_path / "other").mkdir()
@@ -372,3 +393,31 @@ def test_verdicts_are_kept_for_the_same_judge_and_refused_to_another(tmp_path: P
         claim(str(tmp_path / "other"), "judge A")
     with pytest.raises(UserError, match="sqlite needs a path that is mounted on all nodes"):
         claim("s3://bucket/cache", "judge A")
+
+
+def test_a_cache_outlives_a_worker_killed_in_mid_write_and_leaves_living_ones_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "a %3f #cache"
+    claim(str(folder), "judge")
+    writes = f"""
+import os, signal
+from ka2l_ray.semantics.cache import CachedJudge
+from ka2l_ray.semantics.judges import ExactJudge
+judge = CachedJudge(ExactJudge(), {str(folder)!r})
+judge.verdicts(["q"], [("a", "b")])
+own = judge.files[0]
+own.execute("PRAGMA cache_size = 1")
+own.executemany("INSERT INTO verdicts VALUES (?, 2, 0)", [(os.urandom(16),) for _ in range(20000)])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", writes]).returncode == -signal.SIGKILL
+    assert list(folder.glob("*-journal")), "it died with a transaction half written"
+    (folder / "empty.sqlite").touch()  # a worker that died before it had a table
+    living = CachedJudge(ExactJudge(), str(folder))
+    living.verdicts(["q"], [("c", "d")])
+    claim(str(folder), "judge")
+    assert len(list(folder.glob("*.sqlite"))) == 2, "the main file and the living worker's"
+    assert living.verdicts(["q"] * 2, [("c", "d"), ("e", "f")])[1] == Verdict(0)
+    (taken,) = CachedJudge(ExactJudge(), str(folder)).verdicts(["q"], [("a", "b")])
+    assert taken == Verdict(0, cached=True)
+    count = sqlite3.connect(folder / "verdicts.sqlite").execute("SELECT count(*) FROM verdicts").fetchone()
+    assert count == (1,), "what was not committed is gone"
