@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -91,11 +92,16 @@ def uncertainty(
             figures += [{"group": group, **asdict(q)} for q in _qualities(members)]
         names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
         columns = {name: [row[name] for row in rows] for name in ("question_id", "question", "group", "wrong", "label")}
-        columns |= {name.replace(" ", "_"): [row["scores"].get(name) for row in rows] for name in names}
+        columns |= {column_of(name): [row["scores"].get(name) for row in rows] for name in names}
         work.write_table("uncertainty.parquet", pa.table(columns))
         return {"rows": len(rows), "wrong": float(np.mean([row["wrong"] for row in rows])), "quality": figures}
 
     return store.compute(name, inputs, build)
+
+
+def column_of(score: str) -> str:
+    """``P(True)`` is the column ``p_true``."""
+    return re.sub(r"[^a-z0-9]+", "_", score.lower()).strip("_")
 
 
 def _qualities(rows: list[dict[str, Any]]) -> Iterator[Any]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from ka2l_ray.jobs.uncertainty import column_of
 from ka2l_ray.ranking import auroc
 from ka2l_ray.semantics.clustering import Counts, cluster_answers
 from ka2l_ray.semantics.judges import NLIJudge
@@ -175,9 +176,10 @@ def test_every_score_is_held_against_correctness(asked: dict[str, str], tmp_path
         "semantic-entropy probe, linear",
     }
     table = pd.read_parquet(tmp_path / "out-uncertainty")
+    assert {"p_true", "semantic_entropy_bias_corrected"} < set(table.columns)
     for name, row in quality.items():
         assert row["score"] in done.stdout
-        column = table[["wrong", name.replace(" ", "_")]].dropna()
+        column = table[["wrong", column_of(name)]].dropna()
         assert row["questions"] == len(column) == (len(table) - 8 if name == "P(True)" else len(table))
         assert row["auroc"] == pytest.approx(auroc(column["wrong"].to_numpy(), column.iloc[:, 1].to_numpy()))
         assert row["auroc_low"] <= row["auroc"] <= row["auroc_high"]
