@@ -20,12 +20,14 @@ def main(pool: str, out: str) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     ray.init(address=cluster.address, logging_level="error")
+    here = ray.get_runtime_context().get_node_id()  # a driver ends with the node that it joined
+    lost = next(node for node in nodes if node.node_id != here)
     engines = Engines(EngineConfig(replicas=2, shard_size=8, placement_timeout=8))
 
     def lose() -> None:
         while len(list(Path(out).parent.glob("samples.partial-*/part-*.parquet"))) < 2:
             time.sleep(0.02)
-        cluster.remove_node(nodes[1], allow_graceful=False)
+        cluster.remove_node(lost, allow_graceful=False)
 
     threading.Thread(target=lose, daemon=True).start()
     try:
