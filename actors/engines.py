@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 ENGINE_DIED = (EngineLost, RayActorError, OutOfMemoryError, NodeDiedError)
 IN_FLIGHT = 2  # shards of one replica: it works on one while the next is on its way
-
-
 CLOSE_SECONDS = 20
 
 

@@ -20,7 +20,6 @@ from ka2l_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-
 ERRORS_ALLOWED = 1000  # of one worker: more is no matter of single questions
 
 

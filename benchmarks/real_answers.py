@@ -112,9 +112,8 @@ def policies(rows: list[dict[str, Any]], judge: Judge) -> dict[str, float]:
     }
 
 
-def convergence(rows: list[dict[str, Any]]) -> dict[str, NDArray[np.float64]]:
+def convergence(rows: list[dict[str, Any]], found: list[Clustering]) -> dict[str, NDArray[np.float64]]:
     """Of N answers out of 40: mean entropy, plain and corrected, rank correlation with all 40, AUROC against a wrong majority."""
-    found = clustered(rows, ExactJudge())
     whole = np.array([semantic_entropy(each.cluster_ids) for each in found])
     right = [{text.strip() for text, ok in zip(r["generations"], r["exact_match"], strict=True) if ok} for r in rows]
     wrong = np.array([each.majority_answer not in ok for each, ok in zip(found, right, strict=True)])
@@ -205,12 +204,15 @@ def main() -> None:
     tables = {file.title: {model: file.qualities(model) for model in file.models()} for file in files}
     math = files[-1]
     ours, theirs = math.entropies, np.array([row["ref_cluster_entropy"] for row in math.rows])
-    dates = convergence(read("gen_date_codex40"))
+    date_rows = read("gen_date_codex40")
+    date_clusters = clustered(date_rows, ExactJudge())
+    dates = convergence(date_rows, date_clusters)
+    pairs = read("pairs_qa_equivalence")
     bundled = NLIJudge(bundled_path("bundled:judge"))
     trivia = files[0].rows
     judges = {
-        "exact": judge_pairs(ExactJudge(), read("pairs_qa_equivalence")),
-        "bundled": judge_pairs(bundled, read("pairs_qa_equivalence")),
+        "exact": judge_pairs(ExactJudge(), pairs),
+        "bundled": judge_pairs(bundled, pairs),
     }
     draw_aurocs(tables, figures / "auroc.svg")
     draw_convergence(dates, figures / "convergence.svg")
@@ -221,11 +223,10 @@ def main() -> None:
     all_thresholds = {file.title: file.thresholds() for file in files}
     rows = all_thresholds[math.title]  # the one file that is drawn as it came
     aurocs = [each for found in tables[math.title].values() for each in found]
-    date_rows = read("gen_date_codex40")
     page = template.render(
         mean_auroc={name: float(np.mean([q.auroc for q in aurocs if q.score == name])) for name in {q.score for q in aurocs}},
         dates_rows=len(date_rows),
-        dates_uncertain=sum(len(set(each.cluster_ids)) > 1 for each in clustered(date_rows, ExactJudge())),
+        dates_uncertain=sum(len(set(each.cluster_ids)) > 1 for each in date_clusters),
         growth={
             n: tuple(
                 float(np.mean([of(each.cluster_ids[:n]) for each in math.found]))

@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
@@ -111,8 +112,8 @@ def count_calls() -> None:
             if "decided_at" not in how:
                 assert [each.cluster_ids for each in found] == literal
             else:
-                decided = labels(torch.tensor([semantic_entropy(each.cluster_ids) for each in found]).numpy(), 0.5)
-                differ = int((decided != labels(torch.tensor([semantic_entropy(ids) for ids in literal]).numpy(), 0.5)).sum())
+                decided = labels(np.array([semantic_entropy(each.cluster_ids) for each in found]), 0.5)
+                differ = int((decided != labels(np.array([semantic_entropy(ids) for ids in literal]), 0.5)).sum())
             assert how or counts.reference_calls == asked[0]
         print(
             f"| {name} | {len(questions)} | {asked[0] / len(questions):.1f} | {costs[0]:.3f} | {costs[1]:.3f} | {costs[2]:.3f} "
@@ -165,7 +166,7 @@ class Plain:
     """The same weights by transformers alone; what it is asked is padded to the longest."""
 
     def __init__(self, judge: NLIJudge, folder: str) -> None:
-        self.tokenizer = judge.tokenizer
+        self.tokenizer = judge.texts.tokenizer
         self.model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
         self.calls = self.real = self.padded = 0
 

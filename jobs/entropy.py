@@ -21,9 +21,10 @@ from ka2l_ray.jobs.progress import Update, progress
 from ka2l_ray.jobs.streaming import map_rows
 from ka2l_ray.model_files import check_is_model, model_identity
 from ka2l_ray.semantics.cache import claim, merge
-from ka2l_ray.semantics.encoder import check_encoder
+from ka2l_ray.semantics.encoder import SENTENCE_ENCODER
 from ka2l_ray.semantics.entropy import labels, threshold
-from ka2l_ray.semantics.judges import label_verdicts, load_nli_config
+from ka2l_ray.semantics.judges import NLI_MODEL, label_verdicts
+from ka2l_ray.semantics.texts import load_encoder_config
 from ka2l_ray.storage import Storage
 from ka2l_ray.store import Artefact, Store
 from ka2l_ray.world import bundled_path
@@ -76,9 +77,7 @@ def entropy(
     """
     inputs = {"stage": "entropy", "samples": samples.key, "entropy": judge_identity(config), "threshold_at": threshold_at}
     asked = _answers_asked(samples, config, threshold_at)
-    decided_at = None
-    if asked is not None or config.label_only:
-        decided_at = known_threshold(config) if threshold_at is None else threshold_at
+    decided_at = _threshold_beforehand(config, threshold_at) if asked is not None or config.label_only else None
 
     def build(work: Storage) -> dict[str, Any]:
         clusters = work.at("_scratch/clusters")
@@ -122,10 +121,10 @@ def verdict_identity(config: EntropyConfig) -> dict[str, Any]:
     """What of the configuration decides a verdict on two texts."""
     judge: dict[str, Any] = {"judge": config.judge}
     if config.judge == "nli":
-        label_verdicts(load_nli_config(bundled_path(config.nli_model)), config.nli_model)
+        label_verdicts(load_encoder_config(bundled_path(config.nli_model), NLI_MODEL), config.nli_model)
         return judge | {"nli_model": model_identity(ModelConfig(path=config.nli_model))}
     if config.judge == "embedding":
-        check_encoder(config.encoder)
+        load_encoder_config(config.encoder, SENTENCE_ENCODER)
         return judge | {"encoder": model_identity(ModelConfig(path=config.encoder)), "similarity": config.similarity}
     if config.judge == "llm":
         assert config.llm_model is not None
@@ -146,6 +145,10 @@ def known_threshold(config: EntropyConfig) -> float:
     """Of a rule that needs no semantic entropies to find it."""
     assert config.rule in ("ka2l", "fixed")
     return threshold(np.array([]), config.rule, fixed=config.threshold)
+
+
+def _threshold_beforehand(config: EntropyConfig, threshold_at: float | None) -> float:
+    return known_threshold(config) if threshold_at is None else threshold_at
 
 
 def cluster_samples(
@@ -214,7 +217,7 @@ def _answers_asked(samples: Artefact, config: EntropyConfig, threshold_at: float
     decided_at = samples.facts.get("decided_at")
     if decided_at is None:
         return None
-    if config.rule not in ("ka2l", "fixed") or (threshold_at or known_threshold(config)) != decided_at:
+    if config.rule not in ("ka2l", "fixed") or _threshold_beforehand(config, threshold_at) != decided_at:
         raise UserError(
             f"{samples.url}: drawn with sampling.stop_when_decided, for the threshold of {decided_at:g} nats only; "
             "give that threshold (entropy.rule=ka2l or fixed), or sample without it"

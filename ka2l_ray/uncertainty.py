@@ -170,8 +170,8 @@ def cross_fitted_regression(
             fitting = rest & ~choosing
             losses = {}
             for layer in layers:
-                fitted = _regress(states[layer][fitting], truth[fitting])
-                chance = np.where(truth[choosing], fitted(states[layer][choosing]), 1 - fitted(states[layer][choosing]))
+                found = _regress(states[layer][fitting], truth[fitting])(states[layer][choosing])
+                chance = np.where(truth[choosing], found, 1 - found)
                 losses[layer] = float(-np.log(chance.clip(1e-12)).mean())
             layers = [min(layers, key=losses.__getitem__)]
         p[test] = _regress(states[layers[0]][rest], truth[rest])(states[layers[0]][test])

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel
 from transformers.utils import cached_file
 
-from ka2l_ray.batching import batches_by_length, enough_tokens
+from ka2l_ray.batching import enough_tokens
 from ka2l_ray.errors import UserError
+from ka2l_ray.semantics.texts import Texts, load_encoder_config
+
+SENTENCE_ENCODER = "sentence encoder"
 
 
 class SentenceEncoder:
@@ -24,27 +27,20 @@ class SentenceEncoder:
     """
 
     def __init__(self, path: str, *, batch_tokens: int = 8192, trust_remote_code: bool = False) -> None:
-        check_encoder(path, trust_remote_code)
-        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, truncation_side="left")
+        config = load_encoder_config(path, SENTENCE_ENCODER, trust_remote_code)
+        self.texts = Texts(path, config, trust_remote_code)
         self.model = AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.eval().to(self.device)
         self.first_token = _pools_first_token(path)
-        self.max_length = min(
-            self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", 512) - 2
-        )  # RoBERTa keeps two
         self.batch_tokens = batch_tokens
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> tuple[Tensor, set[int]]:
         """((n, d) unit vectors in float32 on the CPU, indices of texts whose beginning was cut off: the answer is at the end)."""
-        whole = self.tokenizer(list(texts), verbose=False)
-        truncated = {i for i, ids in enumerate(whole["input_ids"]) if len(ids) > self.max_length}
-        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_length)
+        encoded, truncated = self.texts.encode(texts)
         found = torch.empty(len(texts), self.model.config.hidden_size)
-        lengths = [len(ids) for ids in encoded["input_ids"]]
-        for rows in batches_by_length(lengths, self.batch_tokens, enough=enough_tokens(self.device)):
-            batch = self.tokenizer.pad({name: [column[i] for i in rows] for name, column in encoded.items()}, return_tensors="pt")
+        for rows, batch in self.texts.batches(encoded, self.batch_tokens, enough_tokens(self.device)):
             batch = batch.to(self.device)
             states_BND = self.model(**batch).last_hidden_state
             if self.first_token:
@@ -54,14 +50,6 @@ class SentenceEncoder:
                 pooled_BD = (states_BND * mask_BN1).sum(1) / mask_BN1.sum(1)
             found[rows] = nn.functional.normalize(pooled_BD.float(), dim=-1).cpu()
         return found, truncated
-
-
-def check_encoder(path: str, trust_remote_code: bool = False) -> None:
-    """Raise a UserError where there is none."""
-    try:
-        AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no sentence encoder there ({str(error).splitlines()[0]})") from None
 
 
 def _pools_first_token(path: str) -> bool:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
-from ka2l_ray.batching import batches_by_length, enough_tokens
+from ka2l_ray.batching import enough_tokens
 from ka2l_ray.config import EntropyConfig, ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.language_model import LanguageModel
@@ -22,10 +22,12 @@ from ka2l_ray.questions import normalize_answer
 from ka2l_ray.semantics.clustering import CONTRADICTION, ENTAILMENT, NEUTRAL, Judge, Pair, Verdict, joined
 from ka2l_ray.semantics.deberta import precompute_positions
 from ka2l_ray.semantics.encoder import SentenceEncoder
+from ka2l_ray.semantics.texts import Texts, load_encoder_config
 from ka2l_ray.world import bundled_path
 
 logger = logging.getLogger(__name__)
 
+NLI_MODEL = "NLI model"
 KEY_VARIABLE = "KA2L_JUDGE_API_KEY"
 GREEDY = 1e-4  # temperature at which the likeliest token is drawn
 SAME, DIFFERENT = Verdict(ENTAILMENT), Verdict(CONTRADICTION)
@@ -52,15 +54,12 @@ class NLIJudge:
     symmetric = False
 
     def __init__(self, path: str, *, batch_tokens: int = 4096, trust_remote_code: bool = False) -> None:
-        config = load_nli_config(path, trust_remote_code)
+        config = load_encoder_config(path, NLI_MODEL, trust_remote_code)
         self.path = path
         labels = label_verdicts(config, path)
         self.labels = [labels[i] for i in range(len(labels))]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, truncation_side="left")
-        self.max_length = min(
-            self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512) - 2
-        )  # RoBERTa keeps two
+        self.texts = Texts(path, config, trust_remote_code)
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
         self.model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
         self.model.eval().to(self.device)
@@ -74,25 +73,14 @@ class NLIJudge:
     @torch.inference_mode()
     def entailments(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """Verdict of each (premise, hypothesis), in batches of similar length. What is too long loses its beginning."""
-        encoded, truncated = self._encode(pairs)
-        lengths = [len(ids) for ids in encoded["input_ids"]]
+        encoded, truncated = self.texts.encode([a for a, _ in pairs], [b for _, b in pairs])
         verdicts: dict[int, Verdict] = {}
-        for rows in batches_by_length(lengths, self.batch_tokens, enough=enough_tokens(self.device)):
-            batch = self.tokenizer.pad({name: [column[i] for i in rows] for name, column in encoded.items()}, return_tensors="pt")
-            self.real_tokens += sum(lengths[i] for i in rows)
+        for rows, batch in self.texts.batches(encoded, self.batch_tokens, enough_tokens(self.device)):
+            self.real_tokens += sum(len(encoded["input_ids"][i]) for i in rows)
             self.padded_tokens += batch["input_ids"].numel()
             for i, label in zip(rows, self._logits(batch, pairs[rows[0]]).argmax(dim=-1).tolist(), strict=True):
                 verdicts[i] = Verdict(self.labels[label], truncated=i in truncated)
         return [verdicts[i] for i in range(len(pairs))]
-
-    def _encode(self, pairs: Sequence[Pair]) -> tuple[Any, set[int]]:
-        """Token ids of sentence pairs, and which of them had to be cut."""
-        premises, hypotheses = [a for a, _ in pairs], [b for _, b in pairs]
-        encoded = self.tokenizer(premises, hypotheses, verbose=False)
-        truncated = {i for i, ids in enumerate(encoded["input_ids"]) if len(ids) > self.max_length}
-        if truncated:
-            encoded = self.tokenizer(premises, hypotheses, truncation=True, max_length=self.max_length)
-        return encoded, truncated
 
     def _logits(self, batch: Any, first: Pair) -> Tensor:
         """(B, 3); in float32 from the first time that float16 overflows.
@@ -112,14 +100,6 @@ class NLIJudge:
                 "its weights are damaged: give another entropy.nli_model"
             )
         return logits
-
-
-def load_nli_config(path: str, trust_remote_code: bool = False) -> PretrainedConfig:
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no NLI model there ({str(error).splitlines()[0]})") from None
-    return config
 
 
 def label_verdicts(config: PretrainedConfig, path: str) -> dict[int, int]:

@@ -27,7 +27,8 @@ from ka2l_ray.semantics.cache import CachedJudge, claim, merge
 from ka2l_ray.semantics.clustering import Verdict, cluster_answers
 from ka2l_ray.semantics.deberta import precompute_positions
 from ka2l_ray.semantics.encoder import SentenceEncoder
-from ka2l_ray.semantics.judges import ExactJudge, LLMJudge, NLIJudge, endpoint, label_verdicts, load_nli_config, make_judge
+from ka2l_ray.semantics.judges import ExactJudge, LLMJudge, NLIJudge, endpoint, label_verdicts, make_judge
+from ka2l_ray.semantics.texts import load_encoder_config
 from ka2l_ray.world import bundled_path
 from ka2l_ray.world.facts import World
 from ka2l_ray.world.train_judge import Example, PairSource
@@ -87,8 +88,8 @@ def test_a_verdict_does_not_depend_on_its_batch(judge: NLIJudge, world: World) -
     pairs = held_out_pairs(world, 60, seed=3)
     alone = []
     for pair in pairs:
-        encoded = judge.tokenizer(pair.premise, pair.hypothesis, return_tensors="pt")
-        assert encoded["input_ids"][0].tolist().count(judge.tokenizer.sep_token_id) == 2
+        encoded = judge.texts.tokenizer(pair.premise, pair.hypothesis, return_tensors="pt")
+        assert encoded["input_ids"][0].tolist().count(judge.texts.tokenizer.sep_token_id) == 2
         with torch.inference_mode():
             alone.append(LABELS[judge.model.config.id2label[int(judge.model(**encoded.to(judge.device)).logits.argmax())]])
     assert set(alone) == {0, 1, 2}
@@ -116,7 +117,7 @@ def test_labels_without_names_are_refused(tmp_path: Path) -> None:
 def test_two_labels_are_too_few(tmp_path: Path) -> None:
     path = relabelled(["entailment", "not_entailment"], [2, 0], tmp_path)
     with pytest.raises(UserError, match="not_entailment"):
-        label_verdicts(load_nli_config(path), path)
+        label_verdicts(load_encoder_config(path, "NLI model"), path)
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_both_answers_reach_the_model_however_long_the_question(judge: NLIJudge,
         (verdict,) = judge.verdicts([f"{passage} {QUESTION}"], [("physician", "lawyer")])
     finally:
         hook.remove()
-    text = judge.tokenizer.decode(seen[0][0])
+    text = judge.texts.tokenizer.decode(seen[0][0])
     assert "physician" in text
     assert "lawyer" in text
     assert verdict.truncated

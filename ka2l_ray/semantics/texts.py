@@ -1,0 +1,44 @@
+"""Texts, or pairs of them, on their way into an encoder model: what NLI judges and sentence encoders share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+
+from ka2l_ray.batching import batches_by_length
+from ka2l_ray.errors import UserError
+
+
+def load_encoder_config(path: str, what: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of the model at ``path``; a UserError says that there is no ``what``."""
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no {what} there ({str(error).splitlines()[0]})") from None
+    return config
+
+
+class Texts:
+    """Tokenises for one model, in padded batches of similar length. What is too long loses its beginning: the answer is last."""
+
+    def __init__(self, path: str, config: PretrainedConfig, trust_remote_code: bool = False) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, truncation_side="left")
+        # RoBERTa keeps two positions.
+        self.max_length = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512) - 2)
+
+    def encode(self, *columns: Sequence[str]) -> tuple[Any, set[int]]:
+        """Token ids of each row of one column of texts, or of two (a sentence pair), and the rows that had to be cut."""
+        texts = [list(column) for column in columns]
+        encoded = self.tokenizer(*texts, verbose=False)
+        truncated = {i for i, ids in enumerate(encoded["input_ids"]) if len(ids) > self.max_length}
+        if truncated:
+            encoded = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
+        return encoded, truncated
+
+    def batches(self, encoded: Any, batch_tokens: int, enough: int) -> Iterator[tuple[list[int], Any]]:
+        """(rows, padded tensors on the CPU); sizes as in ``batches_by_length``."""
+        for rows in batches_by_length([len(ids) for ids in encoded["input_ids"]], batch_tokens, enough=enough):
+            chosen = {name: [column[i] for i in rows] for name, column in encoded.items()}
+            yield rows, self.tokenizer.pad(chosen, return_tensors="pt")
