@@ -25,7 +25,7 @@ from ka2l_ray.actors.shards import Shard, ShardQueue, missing, redundant, shard_
 from ka2l_ray.actors.vllm_engine import EngineLost
 from ka2l_ray.config import EngineConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.storage import Storage
+from ka2l_ray.store.storage import Storage
 
 logger = logging.getLogger(__name__)
 

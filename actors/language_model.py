@@ -17,13 +17,13 @@ from ka2l_ray import schema
 from ka2l_ray.actors.vllm_engine import VLLM_MOST_SAMPLES, EngineLost, VLLMEngine, require_vllm
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.language_model import Generation, LanguageModel
-from ka2l_ray.model_files import adapter_rank, check_is_model, model_identity
-from ka2l_ray.p_true import Answered, case, encode
-from ka2l_ray.prompts import Prompter
+from ka2l_ray.models.language_model import Generation, LanguageModel
+from ka2l_ray.models.model_files import adapter_rank, check_is_model, model_identity
+from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.schema import Position
 from ka2l_ray.seeds import derive_seed
-from ka2l_ray.storage import Storage
+from ka2l_ray.store.storage import Storage
+from ka2l_ray.uncertainty.p_true import Answered, case, encode
 
 COUNTS = b"counts"  # in a shard's file metadata: what it cost, so that a stage that went on adds up to the same
 

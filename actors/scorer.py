@@ -13,10 +13,10 @@ import torch
 from ka2l_ray import schema
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.errors import UserError
-from ka2l_ray.language_model import LanguageModel
+from ka2l_ray.models.language_model import LanguageModel
+from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.probes import p_unknown, probe_from_bytes
-from ka2l_ray.prompts import Prompter
-from ka2l_ray.storage import Storage
+from ka2l_ray.store.storage import Storage
 
 logger = logging.getLogger(__name__)
 

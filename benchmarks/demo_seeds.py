@@ -19,7 +19,7 @@ COLUMNS = ("se_auroc_truth", "probe_auroc_truth", "accuracy_before", "accuracy_a
 
 def demo(out: Path, *arguments: str) -> dict[str, Any]:
     """The summary of ``ka2l demo``; a finished one is not run again."""
-    subprocess.run([sys.executable, "-m", "ka2l_ray.jobs.cli", "demo", "--out", str(out), *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "ka2l_ray", "demo", "--out", str(out), *arguments], check=True)
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     return summary
 

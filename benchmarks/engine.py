@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ka2l_ray.actors.vllm_engine import VLLMEngine
 from ka2l_ray.config import EngineConfig, ModelConfig
-from ka2l_ray.language_model import LanguageModel
+from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.probes import make_probe, p_unknown
 from ka2l_ray.world import bundled_path
 

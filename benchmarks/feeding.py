@@ -27,11 +27,11 @@ from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
 from ka2l_ray.jobs.session import ray_session
-from ka2l_ray.jobs.streaming import map_rows
-from ka2l_ray.language_model import LanguageModel
-from ka2l_ray.prompts import Prompter
+from ka2l_ray.jobs.stages.streaming import map_rows
+from ka2l_ray.models.language_model import LanguageModel
+from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.seeds import derive_seed
-from ka2l_ray.storage import Storage
+from ka2l_ray.store.storage import Storage
 from ka2l_ray.world.facts import World
 
 MODEL = Model(ModelConfig(path="bundled:student"), PromptConfig(instruction=""))

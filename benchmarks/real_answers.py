@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from semantic_entropy import SHARED, OracleJudge
 
-from ka2l_ray.ranking import auroc
 from ka2l_ray.report.figures import COLOURS, MARKERS, STYLE
 from ka2l_ray.semantics.clustering import Clustering, Judge, cluster_answers
 from ka2l_ray.semantics.entropy import KA2L_THRESHOLD, bias_corrected_entropy, semantic_entropy, threshold
 from ka2l_ray.semantics.judges import ExactJudge, NLIJudge
 from ka2l_ray.semantics.pairs import judge_pairs
-from ka2l_ray.uncertainty import Quality, answer_scores, quality
+from ka2l_ray.uncertainty.ranking import auroc
+from ka2l_ray.uncertainty.scores import Quality, answer_scores, quality
 from ka2l_ray.world import bundled_path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

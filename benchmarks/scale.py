@@ -29,13 +29,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from ka2l_ray import schema
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import EngineConfig, EntropyConfig, ModelConfig, PromptConfig
-from ka2l_ray.jobs.entropy import entropy
-from ka2l_ray.jobs.inputs import SAMPLED
-from ka2l_ray.jobs.score import score
+from ka2l_ray.jobs.commands.inputs import SAMPLED
 from ka2l_ray.jobs.session import ray_session
+from ka2l_ray.jobs.stages.entropy import entropy
+from ka2l_ray.jobs.stages.score import score
 from ka2l_ray.probes import ProbeCard, make_probe, probe_to_bytes
-from ka2l_ray.storage import Storage
-from ka2l_ray.store import Artefact, StageDirectory
+from ka2l_ray.store.artefacts import Artefact, StageDirectory
+from ka2l_ray.store.storage import Storage
 from ka2l_ray.world import bundled_path
 from ka2l_ray.world.facts import World
 

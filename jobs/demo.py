@@ -23,9 +23,9 @@ from ka2l_ray.config_files import dump, load_config
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.session import ray_session
 from ka2l_ray.ledger import Ledger
-from ka2l_ray.ranking import auroc
 from ka2l_ray.report import write_report
-from ka2l_ray.store import RunStore
+from ka2l_ray.store.artefacts import RunStore
+from ka2l_ray.uncertainty.ranking import auroc
 from ka2l_ray.world.facts import World
 
 ARMS = ("ka2l", "random")
@@ -90,7 +90,7 @@ def run_side_by_side(configs: dict[str, RunConfig], address: str) -> None:
 def _start(config: RunConfig, address: str) -> subprocess.Popen[bytes]:
     file = Path(f"{config.output}.yaml")
     file.write_text(dump(config.model_copy(update={"ray_address": address})))
-    return subprocess.Popen([sys.executable, "-m", "ka2l_ray.jobs.cli", "run", str(file)], stdout=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-m", "ka2l_ray", "run", str(file)], stdout=subprocess.DEVNULL)
 
 
 def summarise(configs: dict[str, RunConfig], world: World) -> dict[str, Any]:

@@ -24,20 +24,20 @@ from ka2l_ray.actors.placement import check_supply, cluster_nodes
 from ka2l_ray.config import NOT_CONTENT, RunConfig
 from ka2l_ray.config_files import dump
 from ka2l_ray.errors import RunMismatchError, UserError
-from ka2l_ray.jobs.annotate import annotate, known_rows, replay
-from ka2l_ray.jobs.entropy import entropy, verdict_identity
-from ka2l_ray.jobs.evaluate import evaluate
-from ka2l_ray.jobs.finetune import finetune
-from ka2l_ray.jobs.hidden_states import hidden_states
-from ka2l_ray.jobs.probe import probe
-from ka2l_ray.jobs.questions import answer_key, check_disjoint, draw, input_key, questions
-from ka2l_ray.jobs.sample import sample
-from ka2l_ray.jobs.score import score, score_by_semantic_entropy
-from ka2l_ray.jobs.select import select
+from ka2l_ray.jobs.stages.annotate import annotate, known_rows, replay
+from ka2l_ray.jobs.stages.entropy import entropy, verdict_identity
+from ka2l_ray.jobs.stages.evaluate import evaluate
+from ka2l_ray.jobs.stages.finetune import finetune
+from ka2l_ray.jobs.stages.hidden_states import hidden_states
+from ka2l_ray.jobs.stages.probe import probe
+from ka2l_ray.jobs.stages.questions import answer_key, check_disjoint, draw, input_key, questions
+from ka2l_ray.jobs.stages.sample import sample
+from ka2l_ray.jobs.stages.score import score, score_by_semantic_entropy
+from ka2l_ray.jobs.stages.select import select
 from ka2l_ray.ledger import Ledger
-from ka2l_ray.model_files import check_is_model
-from ka2l_ray.prompts import Prompter
-from ka2l_ray.store import Artefact, RunStore, difference, flatten
+from ka2l_ray.models.model_files import check_is_model
+from ka2l_ray.models.prompts import Prompter
+from ka2l_ray.store.artefacts import Artefact, RunStore, difference, flatten
 from ka2l_ray.world import bundled_path
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ka2l_ray.config import FinetuneConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.language_model import vocabulary_logits
-from ka2l_ray.prompts import Prompter
+from ka2l_ray.models.language_model import vocabulary_logits
+from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.seeds import generator
 
 IGNORED = -100

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ka2l_ray.store import RunStore
+from ka2l_ray.store.artefacts import RunStore
 
 TOKENS = ("prompt_tokens", "generated_tokens", "answer_tokens")
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ka2l_ray.errors import UserError
 from ka2l_ray.questions import normalize_question
-from ka2l_ray.ranking import auroc
+from ka2l_ray.uncertainty.ranking import auroc
 
 Kind = Literal["mlp", "linear"]
 Part = Literal["train", "validation", "test"]

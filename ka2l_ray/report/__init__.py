@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from ka2l_ray.evaluation import METRICS
 from ka2l_ray.report import answers, data, figures
-from ka2l_ray.storage import Storage
+from ka2l_ray.store.storage import Storage
 
 MIME = {"svg": "image/svg+xml", "png": "image/png"}
 

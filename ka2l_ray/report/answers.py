@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ka2l_ray.evaluation import exact_match
-from ka2l_ray.ranking import auroc
 from ka2l_ray.report.data import CurvePoint, NotThereError, Run, learning_curve
+from ka2l_ray.uncertainty.ranking import auroc
 
 EXAMPLES_A_LEVEL = 3
 SURE_AND_WRONG_EXAMPLES = 5

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from ka2l_ray.errors import UserError
 from ka2l_ray.evaluation import METRICS, Interval
 from ka2l_ray.ledger import Ledger, Spending
-from ka2l_ray.storage import Storage
-from ka2l_ray.store import Artefact, RunStore, flatten
+from ka2l_ray.store.artefacts import Artefact, RunStore, flatten
+from ka2l_ray.store.storage import Storage
 
 GROUPS = ("all", "known_before", "unknown_before")
 PCA_ROWS = 2000

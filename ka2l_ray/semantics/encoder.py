@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.utils import cached_file
 
-from ka2l_ray.batching import enough_tokens
 from ka2l_ray.errors import UserError
+from ka2l_ray.models.batching import enough_tokens
 from ka2l_ray.semantics.texts import Texts, load_encoder_config
 
 SENTENCE_ENCODER = "sentence encoder"

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
-from ka2l_ray.batching import enough_tokens
 from ka2l_ray.config import EntropyConfig, ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.language_model import LanguageModel
-from ka2l_ray.prompts import Prompter
+from ka2l_ray.models.batching import enough_tokens
+from ka2l_ray.models.language_model import LanguageModel
+from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.questions import normalize_answer
 from ka2l_ray.semantics.clustering import CONTRADICTION, ENTAILMENT, NEUTRAL, Judge, Pair, Verdict, joined
 from ka2l_ray.semantics.deberta import precompute_positions

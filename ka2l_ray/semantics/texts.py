@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
-from ka2l_ray.batching import batches_by_length
 from ka2l_ray.errors import UserError
+from ka2l_ray.models.batching import batches_by_length
 
 
 def load_encoder_config(path: str, what: str, trust_remote_code: bool = False) -> PretrainedConfig:

@@ -15,11 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ka2l_ray import store
-from ka2l_ray.jobs.cli import main
+from ka2l_ray.jobs.commands.cli import main
+from ka2l_ray.store import artefacts
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["ka2l_ray.jobs.cli_stages", "ka2l_ray.jobs.driver", "ka2l_ray.jobs.inputs", "ka2l_ray.report"])
+_SERVER.set_forkserver_preload(
+    ["ka2l_ray.jobs.commands.stages", "ka2l_ray.jobs.driver", "ka2l_ray.jobs.commands.inputs", "ka2l_ray.report"]
+)
 
 
 def ka2l(*arguments: str, timeout: float = 1200, first: Callable[[], Any] | None = None) -> subprocess.CompletedProcess[str]:
@@ -52,7 +54,7 @@ def _command(arguments: tuple[str, ...], folder: str, first: Callable[[], Any] |
 
 
 def _die_inside(target: str, pattern: str) -> None:
-    build_artefact: Any = store._build
+    build_artefact: Any = artefacts._build
 
     def build_and_die(storage: Any, name: str, inputs: Any, build: Any) -> Any:
         def dying(work: Any) -> Any:
@@ -68,4 +70,4 @@ def _die_inside(target: str, pattern: str) -> None:
 
         return build_artefact(storage, name, inputs, dying if name == target else build)
 
-    store._build = build_and_die
+    artefacts._build = build_and_die

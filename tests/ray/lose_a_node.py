@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 
 from ka2l_ray.actors.engines import Engines
 from ka2l_ray.config import EngineConfig, SamplingConfig
-from ka2l_ray.jobs.inputs import Inputs
+from ka2l_ray.jobs.commands.inputs import Inputs
 from tests.ray.sampling import sampled
 
 

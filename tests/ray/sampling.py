@@ -7,8 +7,8 @@ from pathlib import Path
 from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import EngineConfig, EntropyConfig, ModelConfig, PromptConfig, SamplingConfig
-from ka2l_ray.jobs.sample import sample
-from ka2l_ray.store import Artefact, StageDirectory
+from ka2l_ray.jobs.stages.sample import sample
+from ka2l_ray.store.artefacts import Artefact, StageDirectory
 
 STUDENT = Model(ModelConfig(path="bundled:student"), PromptConfig(instruction=""))
 

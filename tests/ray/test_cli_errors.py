@@ -14,11 +14,11 @@ import pytest
 from typer.testing import CliRunner
 
 from ka2l_ray import schema
-from ka2l_ray.jobs.cli import app
+from ka2l_ray.jobs.commands.cli import app
 from ka2l_ray.jobs.driver import hold_config
 from ka2l_ray.probes import ProbeCard, make_probe, probe_to_bytes
-from ka2l_ray.storage import Storage
-from ka2l_ray.store import RunStore
+from ka2l_ray.store.artefacts import RunStore
+from ka2l_ray.store.storage import Storage
 from tests.ray.conftest import resolved, write_config, write_lines
 
 GOOD = [{"id": f"q{i}", "question": f"Where was person number {i} born?", "answers": ["Cekis"]} for i in range(12)]
@@ -163,7 +163,7 @@ def test_a_table_without_the_column_that_the_stage_reads(tmp_path: Path) -> None
 
 def test_a_second_driver_on_the_run(small_run: dict[str, Any], tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom ka2l_ray.store import RunStore\n"
+        "import sys, time\nfrom ka2l_ray.store.artefacts import RunStore\n"
         "with RunStore(sys.argv[1]).locked():\n    print(1, flush=True)\n    time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, small_run["output"]], stdout=subprocess.PIPE)

@@ -18,7 +18,7 @@ def test_the_demo_writes_its_summary_and_report(tmp_path: Path) -> None:
         "finetune.replay_known=0.5",
     ]
     overrides = [word for override in smaller for word in ("-o", override)]
-    command = [sys.executable, "-m", "ka2l_ray.jobs.cli", "demo", "--out", str(tmp_path / "demo"), *overrides]
+    command = [sys.executable, "-m", "ka2l_ray", "demo", "--out", str(tmp_path / "demo"), *overrides]
     alone = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # the demo starts its own Ray
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False, env=alone)
     assert done.returncode == 0, done.stderr

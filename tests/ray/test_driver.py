@@ -10,7 +10,7 @@ import pytest
 
 from ka2l_ray.actors.engines import Engines
 from ka2l_ray.jobs.driver import _Loop
-from ka2l_ray.store import Artefact, RunStore
+from ka2l_ray.store.artefacts import Artefact, RunStore
 from tests.ray.commands import ka2l
 from tests.ray.conftest import resolved, write_config, write_lines
 

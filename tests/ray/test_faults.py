@@ -16,8 +16,8 @@ import pandas as pd
 import psutil
 
 from ka2l_ray.config import EngineConfig, SamplingConfig
-from ka2l_ray.jobs.inputs import Inputs
-from ka2l_ray.store import RunStore
+from ka2l_ray.jobs.commands.inputs import Inputs
+from ka2l_ray.store.artefacts import RunStore
 from tests.ray.commands import ka2l
 from tests.ray.conftest import write_config
 from tests.ray.sampling import sampled

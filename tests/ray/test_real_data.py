@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from ka2l_ray.ranking import auroc
-from ka2l_ray.store import RunStore
+from ka2l_ray.store.artefacts import RunStore
+from ka2l_ray.uncertainty.ranking import auroc
 from tests.ray.commands import ka2l
 from tests.ray.conftest import write_config
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from safetensors.numpy import load_file
 
-from ka2l_ray.store import RunStore
+from ka2l_ray.store.artefacts import RunStore
 from tests.ray.commands import ka2l, ka2l_killed_in
 from tests.ray.conftest import small_config, write_config
 

@@ -31,7 +31,7 @@ from ka2l_ray.finetuning import (
     optimizer_steps,
     trainable,
 )
-from ka2l_ray.prompts import Prompter
+from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.world.facts import World
 
 CONFIG = FinetuneConfig(lora_rank=4, lora_alpha=8)

@@ -1,4 +1,4 @@
-"""Which way imports run: the core without ray, vllm and deepspeed; actors never import jobs."""
+"""Which way imports run: the core without ray, vllm and deepspeed; actors without jobs; stages without driver and commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import ka2l_ray
 
 PACKAGE = Path(ka2l_ray.__file__).parent
-UPPER = ("actors", "jobs")
+UPPER = ("actors", "jobs", "__main__.py")
 HEAVY = ("ray", "vllm", "deepspeed")
 
 
@@ -70,7 +70,12 @@ def test_the_package_imports_at_once() -> None:
 
 def test_every_core_module_imports_without_ray_vllm_and_deepspeed() -> None:
     modules = [module_name(path) for path in core_files()]
-    assert {"ka2l_ray.language_model", "ka2l_ray.finetuning", "ka2l_ray.semantics.judges", "ka2l_ray.store"} <= set(modules)
+    assert {
+        "ka2l_ray.models.language_model",
+        "ka2l_ray.finetuning",
+        "ka2l_ray.semantics.judges",
+        "ka2l_ray.store.artefacts",
+    } <= set(modules)
     loop = f"import importlib\nfor name in {modules}: importlib.import_module(name)\n"
     left = f"print([m for m in sys.modules if m.split('.')[0] in {HEAVY} or m.startswith(('ka2l_ray.jobs', 'ka2l_ray.actors'))])"
     run = run_without(loop + left)
@@ -93,6 +98,17 @@ def test_no_core_source_imports_what_lies_above_it(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((PACKAGE / "actors").glob("**/*.py")), ids=module_name)
 def test_actors_do_not_import_jobs(path: Path) -> None:
     assert [m for m in imported_by(path) if within(m, "ka2l_ray.jobs") or within(m, "jobs")] == []
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "jobs/stages").glob("*.py")), ids=module_name)
+def test_stages_import_neither_the_driver_nor_commands(path: Path) -> None:
+    jobs = [m for m in imported_by(path) if within(m, "ka2l_ray.jobs")]
+    assert [m for m in jobs if not within(m, "ka2l_ray.jobs.stages")] == []
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "jobs").glob("*.py")), ids=module_name)
+def test_the_driver_does_not_import_commands(path: Path) -> None:
+    assert [m for m in imported_by(path) if within(m, "ka2l_ray.jobs.commands")] == []
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "jobs").glob("**/*.py")), ids=module_name)

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from ka2l_ray.ledger import Ledger
-from ka2l_ray.storage import Storage
-from ka2l_ray.store import RunStore
+from ka2l_ray.store.artefacts import RunStore
+from ka2l_ray.store.storage import Storage
 
 
 def spend(store: RunStore, name: str, facts: dict[str, int]) -> None:

@@ -31,7 +31,7 @@ from ka2l_ray.probes import (
     split_indices,
     split_of,
 )
-from ka2l_ray.ranking import auroc
+from ka2l_ray.uncertainty.ranking import auroc
 
 SETTINGS = {"layer": 3, "kind": "mlp", "hidden_width": 64, "learning_rate": 1e-3, "epochs": 20, "batch_size": 32, "seed": 0}
 

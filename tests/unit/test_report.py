@@ -20,8 +20,8 @@ from ka2l_ray.evaluation import Interval
 from ka2l_ray.report import figures, write_report
 from ka2l_ray.report.data import GROUPS, CurvePoint, EntropyRound, pca_rounds, principal_components, read_runs
 from ka2l_ray.semantics.entropy import semantic_entropy
-from ka2l_ray.storage import Storage
-from ka2l_ray.store import RunStore
+from ka2l_ray.store.artefacts import RunStore
+from ka2l_ray.store.storage import Storage
 
 SECTIONS = [
     "Semantic entropy",

@@ -1,0 +1,222 @@
+"""Files that a user gives to one stage, as artefacts: what a stage committed is taken as it is, other files are validated."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ka2l_ray import schema
+from ka2l_ray.actors.language_model import Model
+from ka2l_ray.config import ModelConfig, PromptConfig
+from ka2l_ray.errors import UserError
+from ka2l_ray.evaluation import exact_match
+from ka2l_ray.jobs.stages.questions import ROWS_PER_PART, answer_key, input_key, questions
+from ka2l_ray.models.model_files import check_adapter
+from ka2l_ray.questions import answers_of, read_rows, row_id
+from ka2l_ray.store.artefacts import Artefact, StageDirectory, committed_artefact
+from ka2l_ray.store.storage import Storage, file_digest
+
+SAMPLED = pa.schema([schema.SAMPLES.field(name) for name in ("question_id", "question", "generations")])
+
+
+class Inputs:
+    """Imports into ``directory``, which lies beside the output so that workers reach it."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def questions(self, path: str) -> Artefact:
+        """A questions table; a table with other columns (scores, a selection) serves too."""
+        return self._committed(path, "question") or questions(StageDirectory(f"{self.directory}/questions"), "", path=path)
+
+    def answers(self, path: str) -> Artefact:
+        """id, answers."""
+        return self._committed(path, "answers") or answer_key(StageDirectory(f"{self.directory}/answers"), "", path=path)
+
+    def samples(self, path: str) -> Artefact:
+        """id, question, generations."""
+        return self._committed(path, "question", "generations") or self._import(path, "samples", _sampled, SAMPLED)
+
+    def answered(self, path: str, *, correct: str | None, answers: str | None, group: str | None) -> Artefact:
+        """Sampled questions with whether the greedy answer is wrong.
+
+        Args:
+            correct: column that says whether it is right; None: exact match with the answers.
+            answers: file of the answers, where the samples have none.
+            group: column whose values are judged apart.
+        """
+        key = self.answers(answers) if answers else None
+        known: dict[str, list[str]] = {}
+        if key is not None:
+            for row in key.storage.read_table("", columns=["question_id", "answers"]).to_pylist():
+                known[row["question_id"]] = row["answers"]
+
+        def convert(place: str, row: dict[str, Any]) -> dict[str, Any] | None:
+            return None if row.get("error") else _answered(place, row, known.get(row_id(place, row)), correct, group)
+
+        how = {"correct": correct, "answers": key.key if key else None, "group": group}
+        return self._import(path, "answered", convert, schema.ANSWERED, how)
+
+    def annotations(self, path: str) -> Artefact:
+        """id, question and target or answers."""
+        return self._committed(path, "question", "target") or self._import(path, "annotations", _annotated, schema.ANNOTATIONS)
+
+    def scores(self, path: str) -> Artefact:
+        """id and the columns that a strategy may rank by."""
+        return self._committed(path, "p_unknown") or self._import(path, "scores", _scored, schema.SCORES)
+
+    def table(self, path: str) -> Artefact:
+        """A directory that a stage committed, or one of Parquet files.
+
+        Raises:
+            UserError: anything else.
+        """
+        found = self._committed(path)
+        if found is not None:
+            return found
+        if not Path(path).is_dir() or not list(Path(path).glob("*.parquet")):
+            raise UserError(f"{path}: no such table; give a directory that a ka2l stage wrote")
+        return Artefact(Path(path).name, input_key(path), {}, {}, 0.0, socket.gethostname(), str(Path(path).absolute()))
+
+    def _committed(self, path: str, *columns: str) -> Artefact | None:
+        found = committed_artefact(str(Path(path).absolute())) if Path(path).is_dir() else None
+        if found is not None and columns:
+            files = found.storage.parquet_files()
+            there = found.storage.read_schema(files[0]).names if files else []
+            lacking = [column for column in ("question_id", *columns) if column not in there]
+            if lacking:
+                raise UserError(
+                    f"{path}: the table has no column '{lacking[0]}' (it has {', '.join(there) or 'none'}); give another"
+                )
+        return found
+
+    def _import(
+        self,
+        path: str,
+        name: str,
+        convert: Callable[[str, dict[str, Any]], dict[str, Any] | None],
+        wanted: pa.Schema,
+        how: dict[str, Any] | None = None,
+    ) -> Artefact:
+        def build(work: Storage) -> dict[str, Any]:
+            total = 0
+            for rows in _chunks(path, convert):
+                work.write_table(f"part-{total // ROWS_PER_PART:05d}.parquet", pa.Table.from_pylist(rows, schema=wanted))
+                total += len(rows)
+            return {"rows": total, "source": path}
+
+        return StageDirectory(f"{self.directory}/{name}").compute(
+            name, {"stage": name, "file": input_key(path), **(how or {})}, build
+        )
+
+
+def external_model(path: str, adapter: str | None, base: ModelConfig, prompt: PromptConfig) -> Model:
+    """The model of a command line.
+
+    Raises:
+        UserError: no adapter there, a damaged one, or one for another model.
+    """
+    if adapter is None:
+        return Model(base, prompt)
+    weights = Path(adapter) / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{adapter}: no adapter there (adapter_model.safetensors is missing); give a PEFT adapter's directory")
+    committed = committed_artefact(str(Path(adapter).absolute()))
+    settings = Path(adapter) / "adapter_config.json"
+    if not settings.is_file():
+        raise UserError(f"{adapter}: adapter_config.json is missing; give a PEFT adapter's directory")
+    check_adapter(base, adapter)
+    key = committed.key if committed else f"{file_digest(weights)}-{file_digest(settings)}"
+    return Model(base, prompt, str(Path(adapter).absolute()), key)
+
+
+def _chunks(path: str, convert: Callable[[str, dict[str, Any]], dict[str, Any] | None]) -> Iterator[list[dict[str, Any]]]:
+    seen: set[str] = set()
+    rows: list[dict[str, Any]] = []
+    for place, row in read_rows(path):
+        question_id = row_id(place, row)
+        if question_id in seen:
+            raise UserError(f"{place}: id '{question_id}' stands in an earlier row; ids must be unique")
+        seen.add(question_id)
+        converted = convert(place, row)
+        if converted is None:
+            continue
+        rows.append({"question_id": question_id, **converted})
+        if len(rows) == ROWS_PER_PART:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+    if not seen:
+        raise UserError(f"{path}: no rows in this file")
+
+
+def _question(place: str, row: dict[str, Any]) -> str:
+    question = row.get("question")
+    if not isinstance(question, str) or not question.strip():
+        raise UserError(f"{place}: the row has no 'question'; every row needs a question text")
+    return question.strip()
+
+
+def _sampled(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    generations = row.get("generations")
+    if not isinstance(generations, list) or not all(isinstance(text, str) for text in generations):
+        raise UserError(f"{place}: 'generations' must be a list of answers")
+    if not generations:
+        raise UserError(f"{place}: no generations; semantic entropy is of one answer at least, and says something from two on")
+    return {"question": _question(place, row), "generations": generations}
+
+
+def _answered(
+    place: str, row: dict[str, Any], answers: list[str] | None, correct: str | None, group: str | None
+) -> dict[str, Any]:
+    for column in (correct, group):
+        if column is not None and row.get(column) is None:
+            raise UserError(f"{place}: the row has no '{column}'; give a column that every row has")
+    greedy, answers = row.get("greedy"), answers or answers_of(place, row)
+    if correct is not None:
+        if not isinstance(row[correct], bool):
+            raise UserError(f"{place}: '{correct}' must be true or false, this is {row[correct]!r}")
+        wrong = not row[correct]
+    elif isinstance(greedy, str) and answers:
+        wrong = exact_match(greedy, answers) < 1
+    else:
+        raise UserError(
+            f"{place}: whether the answer is right is not known; "
+            "give --correct COLUMN, or 'greedy' with 'answers' (--answers FILE)"
+        )
+    sampled = _sampled(place, row)
+    drawn, last = row.get("token_logprobs"), row.get("greedy_token_ids")
+    if drawn is not None and (len(drawn) != len(sampled["generations"]) or not np.isfinite([x for t in drawn for x in t]).all()):
+        raise UserError(f"{place}: 'token_logprobs' must hold finite numbers, a list for each of 'generations'")
+    return {
+        **sampled,
+        "greedy": greedy,
+        "wrong": wrong,
+        "log_likelihoods": [sum(t) / max(1, len(t)) for t in drawn] if drawn else None,
+        "greedy_log_likelihood": row["greedy_logprob"] / len(last) if last and row.get("greedy_logprob") is not None else None,
+        "group": str(row[group]) if group else "all",
+    }
+
+
+def _annotated(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    answers = row.get("answers") or ([row["target"]] if row.get("target") else [])
+    if not isinstance(answers, list) or not answers or not all(isinstance(text, str) and text.strip() for text in answers):
+        raise UserError(f"{place}: the row has no answers to train on; give 'target' or 'answers'")
+    target = row.get("target") or answers[0]
+    return {"question": _question(place, row), "target": target, "answers": answers, "source": row.get("source") or "column"}
+
+
+def _scored(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    columns = {}
+    for name in ("p_unknown", "next_token_entropy", "semantic_entropy"):
+        value = row.get(name)
+        if value is not None and not isinstance(value, int | float):
+            raise UserError(f"{place}: '{name}' must be a number, this is {value!r}")
+        columns[name] = value
+    return {"question": str(row.get("question") or ""), **columns, "error": row.get("error")}

@@ -1,0 +1,374 @@
+"""The command line of single stages: files in, one artefact directory out. ``--help`` of each names the tables."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ka2l_ray.acquisition import STRATEGIES
+from ka2l_ray.config import RunConfig
+from ka2l_ray.config_files import load_config
+from ka2l_ray.jobs.commands.failures import reported
+
+Questions = Annotated[
+    str, typer.Option("--questions", help="Questions: id, question (.jsonl, .parquet, or a stage's directory).")
+]
+Out = Annotated[str, typer.Option("--out", help="Directory to write; a finished one of the same inputs is kept as it is.")]
+ModelPath = Annotated[str, typer.Option("--model", help="Directory or hub name of a causal LM, or bundled:student.")]
+Adapter = Annotated[str | None, typer.Option("--adapter", help="Directory of a PEFT adapter on the model.")]
+Overrides = Annotated[list[str] | None, typer.Option("-o", "--override", help="Any configuration key: KEY=VALUE.")]
+Seed = Annotated[int, typer.Option("--seed", help="All randomness derives from it.")]
+
+
+@dataclass
+class Stage:
+    """What a stage command works with."""
+
+    config: RunConfig
+    store: Any
+    inputs: Any
+    engines: Any
+
+
+@contextmanager
+def stage(out: str, overrides: list[str] | None, values: dict[str, Any], *, on_ray: bool = True) -> Iterator[Stage]:
+    """Configuration, output and inputs of one stage, on a Ray cluster if it needs one; errors become a line and an exit code."""
+    with reported():
+        from ka2l_ray.actors.engines import Engines
+        from ka2l_ray.jobs.commands.inputs import Inputs
+        from ka2l_ray.jobs.session import ray_session
+        from ka2l_ray.store.artefacts import StageDirectory
+
+        given = {"model.path": "bundled:student", "pool.questions": "", **values}
+        config = load_config(None, overrides, {key: value for key, value in given.items() if value is not None})
+        target = Path(out).absolute()
+        inputs = target.parent / f".{target.name}.inputs"
+        with ray_session(config.ray_address, use_gpu=config.engine.gpus > 0) if on_ray else nullcontext():
+            engines = Engines(config.engine)
+            try:
+                yield Stage(config, StageDirectory(str(target)), Inputs(str(inputs)), engines)
+            finally:
+                engines.release()
+                shutil.rmtree(inputs, ignore_errors=True)
+
+
+def _say(artefact: Any) -> None:
+    shown = {k: v for k, v in artefact.facts.items() if not isinstance(v, list | dict)}
+    typer.echo(f"{artefact.url}: " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()))
+
+
+def sample(
+    model: ModelPath,
+    questions: Questions,
+    out: Out,
+    k: Annotated[int, typer.Option("--k", help="Answers a question, two at least.")] = 10,
+    temperature: Annotated[float, typer.Option("--temperature", help="Of the k answers.")] = 1.0,
+    engine: Annotated[str, typer.Option("--engine", help="Backend: transformers or vllm.")] = "transformers",
+    adapter: Adapter = None,
+    seed: Seed = 0,
+    override: Overrides = None,
+) -> None:
+    """Sample answers: id, question -> the samples table (generations, token ids and log-probabilities, greedy)."""
+    values = {"model.path": model, "sampling.k": k, "sampling.temperature": temperature, "engine.name": engine, "seed": seed}
+    with stage(out, override, values) as at:
+        from ka2l_ray.jobs.commands.inputs import external_model
+        from ka2l_ray.jobs.stages.sample import sample as run_stage
+
+        asked = at.inputs.questions(questions)
+        lm = external_model(model, adapter, at.config.model, at.config.prompt)
+        _say(
+            run_stage(
+                at.store,
+                "samples",
+                questions=asked,
+                model=lm,
+                sampling=at.config.sampling,
+                engine=at.config.engine,
+                seed=(at.config.seed, 0),
+                engines=at.engines,
+                until=at.config.entropy,
+            )
+        )
+
+
+def hidden_states(
+    model: ModelPath,
+    questions: Questions,
+    out: Out,
+    layers: Annotated[str, typer.Option("--layers", help="'all', or layer numbers with commas; 0 is the embeddings.")] = "all",
+    position: Annotated[
+        str, typer.Option("--position", help="last_prompt_token, or answer_token: last but one of the greedy answer in samples.")
+    ] = "last_prompt_token",
+    adapter: Adapter = None,
+    override: Overrides = None,
+) -> None:
+    """States of the last prompt token: id, question -> one column a layer (layer_0, layer_1, ...)."""
+    wanted = "all" if layers == "all" else [int(layer) if layer.strip().isdigit() else layer for layer in layers.split(",")]
+    with stage(out, override, {"model.path": model, "probe.layers": wanted}) as at:
+        from ka2l_ray.errors import UserError
+        from ka2l_ray.jobs.commands.inputs import external_model
+        from ka2l_ray.jobs.stages.hidden_states import hidden_states as run_stage
+
+        if position not in ("last_prompt_token", "answer_token"):
+            raise UserError(f"--position {position}: give last_prompt_token or answer_token")
+        _say(
+            run_stage(
+                at.store,
+                "hidden_states",
+                questions=at.inputs.questions(questions),
+                model=external_model(model, adapter, at.config.model, at.config.prompt),
+                layers=at.config.probe.layers,
+                engine=at.config.engine,
+                engines=at.engines,
+                position=position,  # type: ignore[arg-type]
+            )
+        )
+
+
+def entropy(
+    samples: Annotated[str, typer.Option("--samples", help="id, question, generations.")],
+    out: Out,
+    judge: Annotated[str, typer.Option("--judge", help="nli, exact, llm or embedding.")] = "nli",
+    nli_model: Annotated[str | None, typer.Option("--nli-model", help="NLI model, or bundled:judge.")] = None,
+    policy: Annotated[str, typer.Option("--policy", help="founder_last or founder_first.")] = "founder_last",
+    rule: Annotated[str, typer.Option("--rule", help="ka2l, two_means, quantile or fixed.")] = "ka2l",
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Also hold every uncertainty score against correctness: OUT-uncertainty.")
+    ] = False,
+    correct: Annotated[
+        str | None, typer.Option("--correct", help="Column: is the greedy answer right? Else exact match with the answers.")
+    ] = None,
+    answers: Annotated[str | None, typer.Option("--answers", help="id, answers; where the samples hold none.")] = None,
+    by: Annotated[str | None, typer.Option("--by", help="Column whose values are evaluated apart, such as model.")] = None,
+    p_true_model: Annotated[str | None, typer.Option("--p-true-model", help="Causal LM to ask for P(True).")] = None,
+    hidden_states: Annotated[
+        str | None, typer.Option("--hidden-states", help="Of the same questions: adds the accuracy and the linear SE probe.")
+    ] = None,
+    override: Overrides = None,
+) -> None:
+    """Semantic entropy: id, question, generations -> id, semantic_entropy (nats), cluster_ids, label (1 unknown)."""
+    values = {"entropy.judge": judge, "entropy.nli_model": nli_model, "entropy.policy": policy, "entropy.rule": rule}
+    with stage(out, override, values | ({"model.path": p_true_model} if p_true_model else {})) as at:
+        from ka2l_ray.errors import UserError
+        from ka2l_ray.jobs.stages.entropy import entropy as run_stage
+
+        only = {"--correct": correct, "--answers": answers, "--by": by}
+        only |= {"--p-true-model": p_true_model, "--hidden-states": hidden_states}
+        idle = [name for name, value in only.items() if value is not None]
+        if idle and not evaluate:
+            raise UserError(f"{idle[0]} has no effect without --evaluate; add it")
+        answered = at.inputs.answered(samples, correct=correct, answers=answers, group=by) if evaluate else None
+        states = at.inputs.table(hidden_states) if hidden_states else None
+        gpus = 1.0 if at.config.engine.gpus else 0.0
+        done = run_stage(at.store, "entropy", samples=at.inputs.samples(samples), config=at.config.entropy, gpus=gpus)
+        _say(done)
+        if answered is not None:
+            _evaluate_uncertainty(at, out, answered, done, p_true_model, states)
+
+
+def _evaluate_uncertainty(at: Stage, out: str, answered: Any, entropy: Any, p_true_model: str | None, states: Any) -> None:
+    """Write OUT-uncertainty and print its table."""
+    from ka2l_ray.jobs.commands.inputs import external_model
+    from ka2l_ray.jobs.stages.uncertainty import p_true, uncertainty
+    from ka2l_ray.store.artefacts import StageDirectory
+
+    asked, out = None, str(Path(out).absolute())
+    if p_true_model is not None:
+        model = external_model(p_true_model, None, at.config.model, at.config.prompt)
+        store = StageDirectory(f"{out}-p_true")
+        asked = p_true(store, "p_true", answered=answered, model=model, engine=at.config.engine, engines=at.engines)
+    store = StageDirectory(f"{out}-uncertainty")
+    done = uncertainty(store, "uncertainty", answered=answered, entropy=entropy, p_true=asked, hidden_states=states)
+    for group in dict.fromkeys(row["group"] for row in done.facts["quality"]):
+        rows = [row for row in done.facts["quality"] if row["group"] == group]
+        table = Table(title=f"{group}: {rows[0]['questions']} questions, {rows[0]['wrong']:.1%} answered wrongly")
+        for column in ("score", "AUROC", "95 % interval", "AURC", "calibration error", "Brier"):
+            table.add_column(column, justify="left" if column == "score" else "right")
+        for row in rows:
+            figures = [f"{row[name]:.3f}" for name in ("aurc", "calibration_error", "brier")]
+            table.add_row(row["score"], f"{row['auroc']:.3f}", f"{row['auroc_low']:.3f} - {row['auroc_high']:.3f}", *figures)
+        Console(width=100).print(table)
+    typer.echo(f"table of all scores: {done.url}")
+
+
+def probe(
+    hidden_states: Annotated[str, typer.Option("--hidden-states", help="Directory of ka2l hidden-states.")],
+    entropy: Annotated[str, typer.Option("--entropy", help="Directory of ka2l entropy.")],
+    out: Out,
+    kind: Annotated[str, typer.Option("--kind", help="mlp (KA2L's) or linear.")] = "mlp",
+    seed: Seed = 0,
+    override: Overrides = None,
+) -> None:
+    """Fit one probe a layer, choose the layer on validation: -> probe.safetensors, layers.parquet, predictions.parquet."""
+    with stage(out, override, {"probe.kind": kind, "seed": seed}) as at:
+        from ka2l_ray.errors import UserError
+        from ka2l_ray.jobs.stages.probe import probe as run_stage
+
+        done = run_stage(
+            at.store,
+            "probe",
+            hidden_states=at.inputs.table(hidden_states),
+            entropy=at.inputs.table(entropy),
+            config=at.config.probe,
+            seed=at.config.seed,
+            use_gpu=at.config.engine.gpus > 0,
+        )
+        if not done.facts["fitted"]:
+            raise UserError(f"probe: {done.facts['reason']}")
+        _say(done)
+
+
+def score(
+    model: ModelPath,
+    questions: Questions,
+    out: Out,
+    probe: Annotated[str | None, typer.Option("--probe", help="Directory of ka2l probe.")] = None,
+    next_token_entropy: Annotated[bool, typer.Option("--next-token-entropy", help="Also the entropy baseline.")] = False,
+    adapter: Adapter = None,
+    override: Overrides = None,
+) -> None:
+    """Score a pool: id, question -> id, p_unknown (and next_token_entropy, nats)."""
+    with stage(out, override, {"model.path": model}) as at:
+        from ka2l_ray.errors import UserError
+        from ka2l_ray.jobs.commands.inputs import external_model
+        from ka2l_ray.jobs.stages.score import score as run_stage
+
+        fitted = at.inputs.table(probe) if probe else None
+        if fitted is not None and not fitted.storage.exists("probe.safetensors"):
+            raise UserError(f"{probe}: no probe there (probe.safetensors is missing); give a directory that ka2l probe wrote")
+        _say(
+            run_stage(
+                at.store,
+                "scores",
+                questions=at.inputs.questions(questions),
+                exclude=frozenset(),
+                model=external_model(model, adapter, at.config.model, at.config.prompt),
+                probe=fitted,
+                next_token_entropy=next_token_entropy,
+                engine=at.config.engine,
+            )
+        )
+
+
+def select(
+    scores: Annotated[str, typer.Option("--scores", help="id and the columns a strategy ranks by.")],
+    budget: Annotated[int, typer.Option("--budget", help="Labels to spend.")],
+    out: Out,
+    strategy: Annotated[
+        str, typer.Option("--strategy", help="; ".join(f"{s.name}: {s.summary}" for s in STRATEGIES.values()))
+    ] = "ka2l",
+    labelled: Annotated[str | None, typer.Option("--labelled", help="Questions that are labelled already.")] = None,
+    seed: Seed = 0,
+    override: Overrides = None,
+) -> None:
+    """Choose what to label: id, p_unknown, ... -> id, acquisition, rank."""
+    values = {"selection.strategy": strategy, "selection.budget": budget, "seed": seed}
+    with stage(out, override, values, on_ray=False) as at:
+        from ka2l_ray.jobs.stages.select import select as run_stage
+        from ka2l_ray.questions import read_rows, row_id
+
+        spent = frozenset(row_id(place, row) for place, row in read_rows(labelled)) if labelled else frozenset()
+        _say(
+            run_stage(
+                at.store,
+                "selection",
+                scores=at.inputs.scores(scores),
+                strategy=at.config.selection.strategy,
+                budget=at.config.selection.budget,
+                labelled=spent,
+                seed=(at.config.seed, 0),
+            )
+        )
+
+
+def annotate(
+    questions: Questions,
+    out: Out,
+    source: Annotated[str, typer.Option("--source", help="column: answers from a file's column.")] = "column",
+    answers: Annotated[
+        str | None, typer.Option("--answers", help="id, answers; the questions' own column when left out.")
+    ] = None,
+) -> None:
+    """Label questions: id, question [, answers] -> id, question, target, answers."""
+    with stage(out, None, {"annotation.source": source}, on_ray=False) as at:
+        from ka2l_ray.jobs.stages.annotate import annotate as run_stage
+
+        labels = at.inputs.answers(answers) if answers else at.inputs.questions(questions)
+        _say(run_stage(at.store, "annotations", selection=at.inputs.questions(questions), answers=labels))
+
+
+def finetune(
+    annotations: Annotated[str, typer.Option("--annotations", help="id, question, target or answers.")],
+    out: Out,
+    model: ModelPath = "bundled:student",
+    adapter: Adapter = None,
+    seed: Seed = 0,
+    override: Overrides = None,
+) -> None:
+    """Train a LoRA adapter: id, question, target -> adapter_model.safetensors, adapter_config.json, training.json."""
+    with stage(out, override, {"model.path": model, "seed": seed}) as at:
+        from ka2l_ray.jobs.commands.inputs import external_model
+        from ka2l_ray.jobs.stages.finetune import finetune as run_stage
+
+        _say(
+            run_stage(
+                at.store,
+                "adapter",
+                annotations=[at.inputs.annotations(annotations)],
+                model=external_model(model, adapter, at.config.model, at.config.prompt),
+                config=at.config.finetune,
+                seed=at.config.seed,
+                use_gpu=at.config.engine.gpus > 0,
+            )
+        )
+
+
+def evaluate(
+    model: ModelPath,
+    test: Annotated[str, typer.Option("--test", help="id, question, answers.")],
+    out: Out,
+    adapter: Adapter = None,
+    before: Annotated[str | None, typer.Option("--before", help="Directory of an earlier ka2l evaluate, to split by.")] = None,
+    seed: Seed = 0,
+    override: Overrides = None,
+) -> None:
+    """Evaluate: id, question, answers -> prediction, exact_match, token_f1, rouge_l, bleu, meteor, known_before."""
+    with stage(out, override, {"model.path": model, "seed": seed}) as at:
+        from ka2l_ray.jobs.commands.inputs import external_model
+        from ka2l_ray.jobs.stages.evaluate import evaluate as run_stage
+
+        _say(
+            run_stage(
+                at.store,
+                "evaluation",
+                test=at.inputs.questions(test),
+                model=external_model(model, adapter, at.config.model, at.config.prompt),
+                sampling=at.config.sampling,
+                config=at.config.evaluation,
+                engine=at.config.engine,
+                seed=(at.config.seed,),
+                engines=at.engines,
+                before=at.inputs.table(before) if before else None,
+            )
+        )
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "sample": sample,
+    "hidden-states": hidden_states,
+    "entropy": entropy,
+    "probe": probe,
+    "score": score,
+    "select": select,
+    "annotate": annotate,
+    "finetune": finetune,
+    "evaluate": evaluate,
+}

@@ -1,0 +1,1 @@
+"""The stages: a function of (configuration, input artefacts) that commits one artefact."""

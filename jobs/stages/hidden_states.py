@@ -1,0 +1,61 @@
+"""Stage hidden-states: the last prompt token's state at every layer, written by the workers that compute it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pyarrow.compute as pc
+
+from ka2l_ray.actors.engines import Engines
+from ka2l_ray.actors.language_model import Model, engine_identity
+from ka2l_ray.config import EngineConfig
+from ka2l_ray.errors import UserError
+from ka2l_ray.jobs.stages.progress import progress
+from ka2l_ray.models.model_files import check_is_model
+from ka2l_ray.schema import Position
+from ka2l_ray.store.artefacts import Artefact, Store
+from ka2l_ray.store.storage import Storage
+
+
+def hidden_states(
+    store: Store,
+    name: str,
+    *,
+    questions: Artefact,
+    model: Model,
+    layers: Literal["all"] | list[int],
+    engine: EngineConfig,
+    engines: Engines,
+    position: Position = "last_prompt_token",
+) -> Artefact:
+    """The hidden-state table of ``questions``; that of the prompt depends on no temperature and no seed.
+
+    Args:
+        position: ``answer_token`` wants a samples table as ``questions``.
+
+    Raises:
+        UserError: no such layer, or no answers to read states from.
+    """
+    depth = int(check_is_model(model.base).num_hidden_layers)
+    wanted = list(range(depth + 1)) if layers == "all" else layers
+    if max(wanted) > depth:
+        raise UserError(f"layer {max(wanted)} does not exist; this model has layers 0 (embeddings) to {depth}")
+    inputs = {
+        "stage": "hidden_states",
+        "questions": questions.key,
+        "model": model.identity(),
+        "layers": wanted,
+        "position": position,
+        "engine": engine_identity(engine, engine.hidden_states),
+    }
+
+    def build(work: Storage) -> dict[str, Any]:
+        with progress(f"hidden states {name}") as update:
+            rows = questions.storage.read_table("")
+            if position == "answer_token":
+                if "greedy_token_ids" not in rows.column_names:
+                    raise UserError(f"{questions.url}: no greedy_token_ids; states of answers are read from a samples table")
+                rows = rows.filter(pc.is_valid(rows["greedy_token_ids"]))
+            return engines.run_shards(model, "hidden_states", work, rows, (wanted, position), update)
+
+    return store.compute(name, inputs, build)

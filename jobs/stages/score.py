@@ -1,0 +1,124 @@
+"""Stage score: p(unknown) of every unlabelled question, streamed by Ray Data through actors that run to the probe's layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ka2l_ray import schema
+from ka2l_ray.actors.language_model import Model
+from ka2l_ray.actors.scorer import ScoreBatch
+from ka2l_ray.config import EngineConfig
+from ka2l_ray.errors import UserError
+from ka2l_ray.jobs.stages.streaming import map_rows
+from ka2l_ray.models.model_files import check_is_model
+from ka2l_ray.probes import CARD_BYTES, probe_card
+from ka2l_ray.store.artefacts import Artefact, Store
+from ka2l_ray.store.storage import Storage, digest
+
+ROWS_PER_BLOCK = 2048
+
+
+def score(
+    store: Store,
+    name: str,
+    *,
+    questions: Artefact,
+    exclude: frozenset[str],
+    model: Model,
+    probe: Artefact | None,
+    next_token_entropy: bool,
+    engine: EngineConfig,
+) -> Artefact:
+    """The scores table of ``questions`` without those in ``exclude`` (labelled ones).
+
+    Args:
+        exclude: ids of ``questions`` to leave out.
+        probe: gives ``p_unknown``; None leaves it null.
+        next_token_entropy: also computes the entropy baseline, which takes a full forward pass.
+    """
+    inputs = {
+        "stage": "score",
+        "questions": questions.key,
+        "exclude": digest(sorted(exclude)),
+        "model": model.identity(),
+        "probe": probe.key if probe else None,
+        "next_token_entropy": next_token_entropy,
+        "device": "gpu" if engine.gpus else "cpu",
+    }
+    if probe is None and not next_token_entropy:
+        raise UserError("score: nothing to compute; give a probe, or ask for the next-token entropy")
+
+    def build(work: Storage) -> dict[str, Any]:
+        if probe is not None:
+            _check_fits(probe, model)
+        map_rows(
+            questions.storage,
+            work,
+            worker=ScoreBatch,
+            arguments=(
+                model,
+                probe.url if probe else None,
+                next_token_entropy,
+                exclude,
+                engine.batch_tokens,
+                max(1, int(engine.cpus)),
+            ),
+            columns=["question_id", "question"],
+            actors=engine.replicas,
+            cpus=engine.cpus,
+            gpus=engine.gpus * engine.tensor_parallel * engine.pipeline_parallel,
+            rows_per_block=ROWS_PER_BLOCK,
+            checkpoint=work.at("_scratch/checkpoint"),
+            excluded=len(exclude),
+        )
+        written = work.read_table("", columns=["p_unknown", "error"])
+        errors = len(written) - written["error"].null_count
+        if errors > engine.max_error_rate * len(written):
+            raise UserError(
+                f"score: {errors} of {len(written)} questions failed, engine.max_error_rate allows {engine.max_error_rate:g}; "
+                f"one says: {pc.drop_null(written['error'])[0]}"
+            )
+        probabilities = written["p_unknown"].drop_null().to_numpy()
+        facts: dict[str, Any] = {"rows": len(written), "errors": errors}
+        if probe is not None:
+            facts["predicted_unknown"] = int((probabilities >= 0.5).sum())
+            facts["histogram"] = np.histogram(probabilities, bins=20, range=(0, 1))[0].tolist()
+        return facts
+
+    return store.compute(name, inputs, build)
+
+
+def _check_fits(probe: Artefact, model: Model) -> None:
+    """Raise a UserError where the probe is for a model of another width or depth."""
+    card = probe_card(probe.storage.read_bytes("probe.safetensors", CARD_BYTES), probe.url)
+    config = check_is_model(model.base)
+    if card.dimension != config.hidden_size or card.layer > config.num_hidden_layers:
+        raise UserError(
+            f"{probe.url}: a probe of layer {card.layer} for states of width {card.dimension}, but {model.base.path} has "
+            f"{config.num_hidden_layers} layers of width {config.hidden_size}; give the model that it was fitted on"
+        )
+
+
+def score_by_semantic_entropy(store: Store, name: str, *, entropy: Artefact) -> Artefact:
+    """A scores table without a probe: the sampled questions with their semantic entropy, which a strategy can rank by."""
+    inputs = {"stage": "score_by_semantic_entropy", "entropy": entropy.key}
+
+    def build(work: Storage) -> dict[str, Any]:
+        rows = entropy.storage.read_table("", columns=["question_id", "question", "semantic_entropy"])
+        empty = pa.nulls(len(rows), pa.float32())
+        columns = {
+            "question_id": rows["question_id"],
+            "question": rows["question"],
+            "p_unknown": empty,
+            "next_token_entropy": empty,
+        }
+        no_error = pa.nulls(len(rows), pa.string())
+        table = pa.table({**columns, "semantic_entropy": rows["semantic_entropy"], "error": no_error}, schema=schema.SCORES)
+        work.write_table("part-00000.parquet", table)
+        return {"rows": len(table), "ranked_by": "semantic_entropy"}
+
+    return store.compute(name, inputs, build)

@@ -1,0 +1,1 @@
+"""The language model on transformers, what a model's directory holds, prompts, batches."""

@@ -1,0 +1,397 @@
+"""A causal language model with optional LoRA adapter, on transformers: the reference engine, without Ray.
+
+``generate`` prefills each prompt once and fans its cache out to all its samples; ``last_token_states`` runs no block beyond
+the deepest layer asked for.
+
+Shape suffixes: B prompts of a batch, R = B x samples rows, T tokens, V vocabulary, D hidden width, L layers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from ka2l_ray.config import ModelConfig
+from ka2l_ray.errors import UserError
+from ka2l_ray.models.batching import batches_by_length, enough_tokens
+from ka2l_ray.models.model_files import check_is_model, end_token_ids, load_adapter, model_dtype
+from ka2l_ray.world import bundled_path
+
+LEAST_PREFIX = 16  # tokens: a shorter shared beginning is not worth a forward pass of its own
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One sampled answer. Log-probabilities are those of the model before temperature, nats."""
+
+    text: str
+    token_ids: list[int]
+    token_logprobs: list[float]
+    finish_reason: str
+
+
+class _DeepestLayerReached(Exception):
+    """Ends a forward pass whose later blocks are not wanted."""
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """Tokens that all prompts of a call begin with, and their cache for one row."""
+
+    ids: list[int]
+    cache: DynamicCache | None
+
+    def cache_for(self, rows: int) -> DynamicCache | None:
+        if self.cache is None:
+            return None
+        cache = copy.deepcopy(self.cache)
+        cache.batch_repeat_interleave(rows)
+        return cache
+
+
+class LanguageModel:
+    """Model, tokenizer and adapter on one device."""
+
+    def __init__(self, config: ModelConfig, *, adapter: str | None = None, device: str | None = None) -> None:
+        path = bundled_path(config.path)
+        check_is_model(config)
+        self.name = config.path
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        self.tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        dtype = model_dtype(config.dtype, self.device)
+        # A replica that holds several GPUs puts its blocks on them in turn.
+        spread = {"device_map": "auto"} if self.device.type == "cuda" and torch.cuda.device_count() > 1 else {}
+        self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **source, **spread)
+        if not spread:
+            self.model.to(self.device)
+        self.model.eval()
+        self.dtype = dtype
+        self.prefill_tokens = 0
+        self.adapter_key: str | None = None
+        if adapter is not None:
+            self.use_adapter(adapter, adapter)
+
+    def use_adapter(self, path: str | None, key: str | None) -> None:
+        """Answer with the adapter at ``path``, known by ``key``, or with none; the base model stays where it is.
+
+        Raises:
+            UserError: the adapter is damaged, or made for another model.
+        """
+        if key == self.adapter_key:
+            return
+        if self.adapter_key is not None:
+            self.model, self.adapter_key = self.model.unload(), None
+        if path is not None:
+            self.model = load_adapter(self.model, path, self.name).eval()
+            self.adapter_key = key
+
+    @property
+    def causal_lm(self) -> Any:
+        """The transformers model; LoRA layers, if any, are inside it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.causal_lm.config.num_hidden_layers)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.causal_lm.config.hidden_size)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of prompt and answer that the model takes."""
+        return int(getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", 2**31))
+
+    @property
+    def end_ids(self) -> set[int]:
+        """Tokens that end an answer."""
+        return end_token_ids(self.causal_lm.generation_config, self.tokenizer)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts_ids: Sequence[Sequence[int]],
+        seeds: Sequence[Sequence[int]],
+        temperatures: Sequence[float],
+        *,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        batch_tokens: int = 65536,
+    ) -> list[list[Generation]]:
+        """Samples ``len(temperatures)`` answers a prompt, in batches of similar length.
+
+        Args:
+            prompts_ids: token ids of each prompt.
+            seeds: (prompts, samples) 64-bit seeds; a sample's random numbers depend on its own seed alone.
+            temperatures: (samples,) of each sample.
+            max_tokens: longest answer.
+            stop: an answer ends before any of these texts.
+            batch_tokens: cache entries of one batch.
+        """
+        results: dict[int, list[Generation]] = {}
+        fan_out = len(temperatures)
+        for rows in batches_by_length([len(p) for p in prompts_ids], batch_tokens, fan_out, max_tokens, enough=None):
+            batch = self._sample_batch([prompts_ids[i] for i in rows], [seeds[i] for i in rows], temperatures, max_tokens, stop)
+            results.update(zip(rows, batch, strict=True))
+        return [results[i] for i in range(len(prompts_ids))]
+
+    def _sample_batch(
+        self,
+        prompts_ids: list[Sequence[int]],
+        seeds: list[Sequence[int]],
+        temperatures: Sequence[float],
+        max_tokens: int,
+        stop: Sequence[str],
+    ) -> list[list[Generation]]:
+        fan_out = len(temperatures)
+        input_ids_BT, mask_BT = self._pad(prompts_ids, side="left")
+        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self.causal_lm.config)
+        logits_RV = (
+            self.model(
+                input_ids=input_ids_BT,
+                attention_mask=mask_BT,
+                position_ids=positions_BT,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            .logits[:, -1]
+            .to(self.device)
+        )
+        cache.batch_repeat_interleave(fan_out)
+        logits_RV = logits_RV.repeat_interleave(fan_out, 0)
+        mask_RT = mask_BT.repeat_interleave(fan_out, 0)
+        position_R = positions_BT[:, -1].repeat_interleave(fan_out, 0)
+        temperature_R = torch.tensor(list(temperatures) * len(prompts_ids), device=self.device)
+        uniform_RT = torch.from_numpy(
+            np.stack([np.random.Generator(np.random.Philox(key=s)).random(max_tokens) for row in seeds for s in row])
+        ).to(self.device)
+        answers = [Answer(stop, self.tokenizer, self.end_ids) for _ in range(len(prompts_ids) * fan_out)]
+        live = torch.arange(len(answers))  # indices stay on the host: a model over several GPUs has no one device
+        for step in range(max_tokens):
+            token_R, logprob_R = sample_tokens(logits_RV, temperature_R[live], uniform_RT[live, step])
+            going = [
+                answers[i].extend(token, logprob)
+                for i, token, logprob in zip(live.tolist(), token_R.tolist(), logprob_R.tolist(), strict=True)
+            ]
+            if not any(going) or step == max_tokens - 1:
+                break
+            kept = torch.tensor(going).nonzero().squeeze(1)
+            if len(kept) < len(live):
+                cache.batch_select_indices(kept)
+                token_R, mask_RT, position_R, live = token_R[kept], mask_RT[kept], position_R[kept], live[kept]
+            mask_RT = torch.cat([mask_RT, mask_RT.new_ones(len(live), 1)], dim=1)
+            position_R = position_R + 1
+            logits_RV = (
+                self.model(
+                    input_ids=token_R[:, None],
+                    attention_mask=mask_RT,
+                    position_ids=position_R[:, None],
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                .logits[:, -1]
+                .to(self.device)
+            )
+        finished = [answer.finish() for answer in answers]
+        return [finished[i : i + fan_out] for i in range(0, len(finished), fan_out)]
+
+    @torch.inference_mode()
+    def last_token_states(
+        self, prompts_ids: Sequence[Sequence[int]], layers: Sequence[int], *, batch_tokens: int = 65536
+    ) -> Iterator[tuple[list[int], dict[int, Tensor]]]:
+        """Hidden state of the last token at ``layers``, batch by batch: (rows, {layer: (B, D) on the device}).
+
+        Layer 0 is the embeddings, l the output of block l, the last one after the final norm, as in transformers'
+        ``hidden_states``. No block beyond the deepest layer runs, nor the vocabulary projection; what all prompts begin with
+        runs once.
+        """
+        deepest = max(layers)
+        prefix = self._prefix(prompts_ids, deepest)
+        done = len(prefix.ids)
+        lengths = [len(p) - done for p in prompts_ids]
+        for rows in batches_by_length(lengths, batch_tokens, room=done, enough=enough_tokens(self.device)):
+            ids_BT, _ = self._pad([prompts_ids[i][done:] for i in rows], side="right")
+            ends = torch.tensor([len(prompts_ids[i]) - done - 1 for i in rows])
+            last = partial(_at, where=(torch.arange(len(rows)), ends), device=self.device)
+            # Right-padded rows of a causal model need no mask: no real token looks at what follows it.
+            yield rows, self._states(ids_BT, layers, last, prefix.cache_for(len(rows)), done)
+
+    def _states(
+        self, ids_BT: Tensor, layers: Sequence[int], pick: Callable[[Tensor], Tensor], cache: DynamicCache | None, done: int
+    ) -> dict[int, Tensor]:
+        """What ``pick`` takes of the (B, T, D) states at ``layers``; the forward pass ends at the deepest of them."""
+        decoder, blocks = self.causal_lm.get_decoder(), self._blocks()
+        deepest = max(layers)
+        states: dict[int, Tensor] = {}
+
+        def keep(hidden_BTD: Tensor, layer: int) -> None:
+            states[layer] = pick(hidden_BTD)
+            if layer == deepest:
+                raise _DeepestLayerReached
+
+        hooks = [
+            blocks[layer].register_forward_pre_hook(
+                lambda _, args, kwargs, layer=layer: keep(args[0] if args else kwargs["hidden_states"], layer), with_kwargs=True
+            )
+            for layer in layers
+            if layer < len(blocks)
+        ]
+        positions_1T = torch.arange(done, done + ids_BT.shape[1], device=self.device)[None]
+        self.prefill_tokens += ids_BT.numel()
+        try:
+            output = decoder(input_ids=ids_BT, position_ids=positions_1T, past_key_values=cache, use_cache=cache is not None)
+            states[len(blocks)] = pick(output.last_hidden_state)
+        except _DeepestLayerReached:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return states
+
+    def _prefix(self, prompts_ids: Sequence[Sequence[int]], deepest: int) -> _Prefix:
+        """The cache of what all prompts begin with; empty where that saves little, or the cache forgets (sliding windows)."""
+        shared = common_prefix(prompts_ids) if len(prompts_ids) > 1 else []
+        shared = shared[: min(map(len, prompts_ids), default=1) - 1]  # every prompt keeps a token of its own
+        cache = DynamicCache(config=self.causal_lm.config)
+        if len(shared) < LEAST_PREFIX or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return _Prefix([], None)
+        self._states(
+            torch.tensor([shared], device=self.device), [deepest], partial(_at, where=slice(0), device=self.device), cache, 0
+        )
+        return _Prefix(shared, cache)
+
+    @torch.inference_mode()
+    def log_likelihood(
+        self,
+        prompts_ids: Sequence[Sequence[int]],
+        continuations_ids: Sequence[Sequence[int]],
+        *,
+        batch_tokens: int = 65536,
+    ) -> list[list[float]]:
+        """Log-probability in nats of each token of each continuation, given the prompt and the tokens before it."""
+        whole = [[*p, *c] for p, c in zip(prompts_ids, continuations_ids, strict=True)]
+        found: dict[int, list[float]] = {}
+        for rows in batches_by_length([len(ids) for ids in whole], batch_tokens, enough=enough_tokens(self.device)):
+            ids_BT, _ = self._pad([whole[i] for i in rows], side="right")
+            hidden_BTD = self.causal_lm.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state
+            for b, i in enumerate(rows):
+                begin, end = len(prompts_ids[i]), len(whole[i])
+                log_p_TV = vocabulary_logits(self.causal_lm, hidden_BTD[b, begin - 1 : end - 1]).float().log_softmax(-1)
+                found[i] = log_p_TV.gather(1, ids_BT[b, begin:end, None].to(log_p_TV.device)).squeeze(1).tolist()
+        return [found[i] for i in range(len(whole))]
+
+    @torch.inference_mode()
+    def next_token_entropy(self, state_BD: Tensor) -> Tensor:
+        """(B,) entropy in nats of the next-token distribution at T=1, from last-layer states (B, D)."""
+        log_p_BV = vocabulary_logits(self.causal_lm, state_BD).float().log_softmax(-1)
+        entropy_B: Tensor = -(log_p_BV.exp() * log_p_BV).sum(-1)
+        return entropy_B
+
+    def _blocks(self) -> nn.ModuleList:
+        decoder = self.causal_lm.get_decoder()
+        for child in decoder.children():
+            if isinstance(child, nn.ModuleList) and len(child) == self.n_layers:
+                return child
+        raise UserError(f"{type(self.causal_lm).__name__}: its blocks are not in one list; this architecture is not supported")
+
+    def _pad(self, rows_ids: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
+        """(input_ids_BT, attention_mask_BT); padded positions hold a real token that the mask hides."""
+        length = max(len(ids) for ids in rows_ids)
+        ids_BT = torch.full((len(rows_ids), length), next(iter(self.end_ids), 0))
+        mask_BT = torch.zeros_like(ids_BT)
+        for i, ids in enumerate(rows_ids):
+            span = slice(length - len(ids), None) if side == "left" else slice(0, len(ids))
+            ids_BT[i, span] = torch.tensor(ids)
+            mask_BT[i, span] = 1
+        return ids_BT.to(self.device), mask_BT.to(self.device)
+
+
+def vocabulary_logits(causal_lm: Any, state_ND: Tensor) -> Tensor:
+    """(N, V) logits of final-norm states (N, D), as the model's own forward pass makes them.
+
+    Some architectures scale them (Granite divides, Cohere multiplies) or cap them softly (Gemma 2).
+    """
+    config = causal_lm.config.get_text_config()
+    head = causal_lm.get_output_embeddings()
+    logits_NV: Tensor = head(state_ND.to(head.weight.device))
+    if scaling := getattr(config, "logits_scaling", None):
+        logits_NV = logits_NV / scaling
+    if scale := getattr(config, "logit_scale", None):
+        logits_NV = logits_NV * scale
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits_NV = torch.tanh(logits_NV / cap) * cap
+    return logits_NV
+
+
+def _at(hidden_BTD: Tensor, where: Any, device: torch.device) -> Tensor:
+    return hidden_BTD[where].to(device)
+
+
+class Answer:
+    """One answer as it grows."""
+
+    def __init__(self, stop: Sequence[str], tokenizer: Any, end_ids: set[int]) -> None:
+        self.stop, self.tokenizer, self.end_ids = stop, tokenizer, end_ids
+        self.token_ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.stopped_at: str | None = None
+        self.finish_reason = "length"
+
+    def extend(self, token: int, logprob: float) -> bool:
+        """Add a token; False when the answer has ended."""
+        self.token_ids.append(token)
+        self.logprobs.append(logprob)
+        if token in self.end_ids:
+            self.finish_reason = "stop"
+            return False
+        if self.stop and any(text in self._tail() for text in self.stop):
+            whole = self._decode(self.token_ids).lstrip()
+            cuts = [whole.find(text) for text in self.stop if text in whole]
+            if cuts:
+                self.stopped_at, self.finish_reason = whole[: min(cuts)], "stop"
+                return False
+        return True
+
+    def finish(self) -> Generation:
+        text = self.stopped_at if self.stopped_at is not None else self._decode(self.token_ids)
+        return Generation(text.strip(), self.token_ids, self.logprobs, self.finish_reason)
+
+    def _tail(self) -> str:
+        """The last few tokens' text: enough to hold the longest stop text."""
+        bytes_at_most = 4 * max(map(len, self.stop))  # a token is a byte at least, a character four at most
+        return self._decode(self.token_ids[-bytes_at_most - 1 :])
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def sample_tokens(logits_RV: Tensor, temperature_R: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
+    """(token_R, logprob_R): inverse-CDF samples, and their log-probabilities before temperature.
+
+    One given uniform number a row makes a row's token independent of its batch.
+    """
+    log_p_RV = logits_RV.float().log_softmax(-1)
+    cdf_RV = (log_p_RV / temperature_R[:, None]).softmax(-1).double().cumsum(-1)
+    target_R1 = (uniform_R * cdf_RV[:, -1])[:, None]
+    token_R = torch.searchsorted(cdf_RV, target_R1, right=True).squeeze(1).clamp(max=logits_RV.shape[1] - 1)
+    return token_R, log_p_RV.gather(1, token_R[:, None]).squeeze(1)
+
+
+def common_prefix(rows_ids: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens that all rows begin with: what the first and the last of them in order share."""
+    first, last = min(map(list, rows_ids)), max(map(list, rows_ids))
+    return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]

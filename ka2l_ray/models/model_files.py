@@ -1,0 +1,154 @@
+"""What a model's directory holds, looked at without loading its weights; and adapters, put on and checked."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
+from transformers.utils import cached_file
+
+from ka2l_ray.config import ModelConfig
+from ka2l_ray.errors import UserError
+from ka2l_ray.store.storage import file_digest
+from ka2l_ray.world import bundled_path
+
+
+def check_is_model(config: ModelConfig) -> PretrainedConfig:
+    """The model's own configuration; a UserError unless ``config.path`` names a causal language model. Loads no weights."""
+    path = bundled_path(config.path)
+    try:
+        found = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, HFValidationError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{config.path}: no model there ({str(error).splitlines()[0]}); "
+            "give a directory with config.json and weights, or a hub name"
+        ) from None
+    if type(found) not in AutoModelForCausalLM._model_mapping and not config.trust_remote_code:
+        raise UserError(f"{config.path}: a {found.model_type} model is no causal language model; give one that generates text")
+    if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")):
+        raise UserError(f"{config.path}: config.json is there, but no weights (*.safetensors); give a complete model directory")
+    text_config: PretrainedConfig = found.get_text_config()
+    return text_config
+
+
+@cache
+def model_identity(config: ModelConfig) -> dict[str, Any]:
+    """What decides a base model's outputs: its files' digests (local), or its commit (hub); and the dtype asked for.
+
+    Remembered for the life of the process: the weights are read once.
+    """
+    path = Path(bundled_path(config.path))
+    if path.is_dir():
+        suffixes = (".json", ".safetensors", ".model", ".jinja", ".txt", ".bin")
+        files = sorted(p for p in (*path.iterdir(), *path.glob("*_Pooling/config.json")) if p.suffix in suffixes)
+        return {"files": {str(p.relative_to(path)): file_digest(p) for p in files}, "dtype": config.dtype}
+    commit = AutoConfig.from_pretrained(
+        config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )._commit_hash
+    return {"hub": config.path, "commit": commit, "dtype": config.dtype}
+
+
+def model_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto``: float32 on a CPU, bfloat16 on a GPU that has it, else float16."""
+    if name != "auto":
+        return getattr(torch, name)  # type: ignore[no-any-return]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def generation_config(config: ModelConfig) -> GenerationConfig:
+    """generation_config.json where there is one, else what the model's configuration implies."""
+    try:
+        return GenerationConfig.from_pretrained(bundled_path(config.path), revision=config.revision)
+    except OSError:
+        return GenerationConfig.from_model_config(check_is_model(config))
+
+
+def end_token_ids(generation: GenerationConfig, tokenizer: Any) -> set[int]:
+    """Tokens that end an answer."""
+    ends = generation.eos_token_id
+    listed = ends if isinstance(ends, list) else [ends]
+    return {i for i in [*listed, tokenizer.eos_token_id] if i is not None}
+
+
+def load_adapter(model: Any, path: str, model_name: str) -> Any:
+    """``model`` with the LoRA adapter at ``path`` on it.
+
+    Raises:
+        UserError: the adapter is damaged, or made for another model.
+    """
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, path)
+    except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{path}: this adapter does not load onto {model_name} ({' '.join(str(error).split())[:200]})") from None
+
+
+def check_adapter(config: ModelConfig, path: str) -> None:
+    """As ``load_adapter``, on a model without weights: seconds, and no memory."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")  # which is what is meant
+        load_adapter(_skeleton(config), path, config.path)
+
+
+def block_linears(config: ModelConfig) -> list[str]:
+    """Last names of the linear layers, the output embeddings left out: where LoRA goes (``all-linear``)."""
+    skeleton = _skeleton(config)
+    head = skeleton.get_output_embeddings()
+    linears = (name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear) and module is not head)
+    return sorted({name.rpartition(".")[2] for name in linears})
+
+
+def _skeleton(config: ModelConfig) -> Any:
+    """The model without its weights."""
+    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    with torch.device("meta"):
+        found = AutoConfig.from_pretrained(bundled_path(config.path), **source)
+        return AutoModelForCausalLM.from_config(found, trust_remote_code=config.trust_remote_code)
+
+
+def final_norm(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
+    """The norm after the last block, alone: what turns another engine's last layer into transformers'.
+
+    Raises:
+        UserError: the architecture keeps it elsewhere.
+    """
+    path = bundled_path(config.path)
+    skeleton = _skeleton(config)
+    names = {id(module): name for name, module in skeleton.named_modules()}
+    norm: nn.Module | None = getattr(skeleton.get_decoder(), "norm", None)
+    if norm is None:
+        raise UserError(f"{config.path}: no final norm where Llama-like models have it; read its states with transformers")
+    name = names[id(norm)]
+    norm = norm.to_empty(device="cpu").to(dtype).eval()
+    here = {"revision": config.revision}
+    index = cached_file(path, "model.safetensors.index.json", **here, _raise_exceptions_for_missing_entries=False)
+    for parameter, tensor in norm.named_parameters():
+        file = "model.safetensors"
+        if index is not None:
+            file = json.loads(Path(index).read_text())["weight_map"][f"{name}.{parameter}"]
+        with safe_open(cached_file(path, file, **here), "pt") as weights:
+            tensor.data.copy_(weights.get_tensor(f"{name}.{parameter}"))
+    return norm
+
+
+def adapter_rank(path: str) -> int:
+    """Rank of the LoRA adapter at ``path``.
+
+    Raises:
+        UserError: there is no adapter.
+    """
+    try:
+        return int(json.loads((Path(path) / "adapter_config.json").read_text())["r"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: no adapter there (adapter_config.json); give the directory of a PEFT LoRA adapter") from None

@@ -1,0 +1,1 @@
+"""Artefacts on storage: content keys, manifest, lock; files on any filesystem."""

@@ -1,0 +1,1 @@
+"""Uncertainty scores beside semantic entropy, and how well each ranks."""

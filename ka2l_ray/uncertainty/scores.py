@@ -1,0 +1,212 @@
+"""Uncertainty scores of a question (KA2L Table 9), and how well each tells wrong answers from right ones.
+
+Every score is higher where the model seems to know less. Quality is measured against the greedy-like answer being wrong: AUROC,
+the area under the risk-coverage curve (AURC; Geifman and El-Yaniv, 2017: mean error rate of the answers kept, over all
+coverages), and calibration of the score as a probability of error, after Platt scaling fitted on other questions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ka2l_ray.evaluation import rouge_l
+from ka2l_ray.questions import normalize_question
+from ka2l_ray.semantics.entropy import bias_corrected_entropy, rao_semantic_entropy, regular_entropy, semantic_entropy
+from ka2l_ray.uncertainty.ranking import auroc
+
+FOLDS = 5
+CALIBRATION_BINS = 10
+
+
+def answer_scores(
+    generations: Sequence[str],
+    cluster_ids: Sequence[int],
+    log_likelihoods: Sequence[float] | None = None,
+    greedy_log_likelihood: float | None = None,
+) -> dict[str, float]:
+    """Scores of one question that its answers give; those whose inputs are missing are left out.
+
+    Args:
+        generations: (k,) sampled answers.
+        cluster_ids: (k,) their meanings.
+        log_likelihoods: (k,) nats, mean over each answer's tokens.
+        greedy_log_likelihood: nats, mean over the tokens of the greedy-like answer.
+    """
+    scores = {
+        "semantic entropy": semantic_entropy(cluster_ids),
+        "semantic entropy, bias-corrected": bias_corrected_entropy(cluster_ids),
+        "number of clusters": float(len(set(cluster_ids))),
+        "lexical similarity": -lexical_similarity(generations),
+    }
+    if log_likelihoods is not None:
+        scores["semantic entropy, by likelihood"] = rao_semantic_entropy(cluster_ids, log_likelihoods)
+        scores["regular entropy"] = regular_entropy(log_likelihoods)
+    if greedy_log_likelihood is not None:
+        scores["log-likelihood"] = -greedy_log_likelihood
+    return scores
+
+
+def lexical_similarity(answers: Sequence[str]) -> float:
+    """Mean ROUGE-L of all pairs of answers, 0 to 1 (Fomicheva et al., 2020); 1 for a single answer."""
+    pairs = list(combinations(answers, 2))
+    known: dict[tuple[str, str], float] = {}
+    total = 0.0
+    for a, b in pairs:
+        if (a, b) not in known:
+            known[a, b] = 1.0 if a == b else rouge_l(a, [b])
+        total += known[a, b]
+    return total / len(pairs) if pairs else 1.0
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well one score tells wrong answers from right ones."""
+
+    score: str
+    questions: int
+    wrong: float
+    """Share of wrong answers: the AURC of a score that says nothing."""
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    aurc: float
+    calibration_error: float
+    """Expected calibration error of p(wrong), over ten bins of equally many questions."""
+    brier: float
+    """Mean squared error of p(wrong); a constant gives wrong x (1 - wrong)."""
+
+
+def quality(
+    name: str,
+    score: NDArray[np.float64],
+    wrong: NDArray[np.bool_],
+    questions: Sequence[str],
+    *,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Quality:
+    """Quality of ``score`` (n,) against ``wrong`` (n,); the AUROC's interval by resampling questions.
+
+    NaN where all answers are right, or all wrong.
+    """
+    generator = np.random.default_rng(seed)
+    n = len(score)
+    low = high = float("nan")
+    if 0 < wrong.sum() < n:
+        drawn = [generator.integers(0, n, n) for _ in range(resamples)]
+        tail = (1 - confidence) / 2
+        low, high = np.nanquantile([auroc(wrong[i], score[i]) for i in drawn], [tail, 1 - tail])
+    p_wrong = cross_fitted_probability(score, wrong, questions)
+    return Quality(
+        score=name,
+        questions=n,
+        wrong=float(wrong.mean()),
+        auroc=auroc(wrong, score),
+        auroc_low=float(low),
+        auroc_high=float(high),
+        aurc=aurc(wrong, score),
+        calibration_error=calibration_error(wrong, p_wrong),
+        brier=float(np.mean((p_wrong - wrong) ** 2)),
+    )
+
+
+def aurc(wrong: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
+    """Mean, over n coverages, of the share of wrong answers among those with the lowest scores; equal scores in random order."""
+    _, group, sizes = np.unique(score, return_inverse=True, return_counts=True)
+    errors = np.bincount(group, wrong)
+    share = (errors / sizes)[np.repeat(np.arange(len(sizes)), sizes)]
+    return float(np.mean(np.cumsum(share) / np.arange(1, len(score) + 1)))
+
+
+def calibration_error(wrong: NDArray[np.bool_], p_wrong: NDArray[np.float64], bins: int = CALIBRATION_BINS) -> float:
+    """Mean |share wrong - mean p| over bins of equally many questions, by p."""
+    parts = np.array_split(np.argsort(p_wrong, kind="stable"), bins)
+    return float(sum(abs(wrong[i].mean() - p_wrong[i].mean()) * len(i) for i in parts if len(i)) / len(wrong))
+
+
+def fold_of(question: str) -> int:
+    """Fold of a question by hash of its normalised text: equal questions never part ways."""
+    return int.from_bytes(hashlib.sha256(f"fold {normalize_question(question)}".encode()).digest()[:4], "big") % FOLDS
+
+
+def cross_fitted_probability(
+    score: NDArray[np.float64], wrong: NDArray[np.bool_], questions: Sequence[str]
+) -> NDArray[np.float64]:
+    """p(wrong) of each question by Platt scaling (a logistic regression on the score), fitted on the other folds."""
+    return cross_fitted_regression({0: np.asarray(score, np.float32)[:, None]}, wrong, questions)
+
+
+def cross_fitted_regression(
+    states: dict[int, NDArray[np.floating]], truth: NDArray[np.bool_], questions: Sequence[str]
+) -> NDArray[np.float64]:
+    """p(truth) of each question by logistic regression on one layer's states, fitted on the other folds.
+
+    Semantic-entropy probes (Kossen et al., 2024) where ``truth`` is "unknown by semantic entropy", accuracy probes where it is
+    "the answer is wrong". In each fold the layer is chosen by log-likelihood on a part of the questions fitted on.
+
+    Args:
+        states: (n, d) features by layer.
+        truth: (n,).
+        questions: (n,) texts, which decide the folds.
+    """
+    fold = np.array([fold_of(question) for question in questions])
+    p = np.full(len(truth), float(truth.mean()))
+    for held_out in range(FOLDS):
+        test, rest = fold == held_out, fold != held_out
+        if not test.any() or len(set(truth[rest].tolist())) < 2:
+            continue
+        layers = list(states)
+        if len(layers) > 1:
+            choosing = fold == (held_out + 1) % FOLDS
+            fitting = rest & ~choosing
+            losses = {}
+            for layer in layers:
+                found = _regress(states[layer][fitting], truth[fitting])(states[layer][choosing])
+                chance = np.where(truth[choosing], found, 1 - found)
+                losses[layer] = float(-np.log(chance.clip(1e-12)).mean())
+            layers = [min(layers, key=losses.__getitem__)]
+        p[test] = _regress(states[layers[0]][rest], truth[rest])(states[layers[0]][test])
+    return p
+
+
+class _Regression:
+    """Logistic regression on standardised features."""
+
+    def __init__(self, mean_D: Tensor, scale_D: Tensor, weight_D: Tensor, bias: Tensor) -> None:
+        self.mean_D, self.scale_D, self.weight_D, self.bias = mean_D, scale_D, weight_D, bias
+
+    def __call__(self, states: NDArray[np.floating]) -> NDArray[np.float64]:
+        x_ND = (torch.from_numpy(np.asarray(states, np.float32)) - self.mean_D) / self.scale_D
+        found: NDArray[np.float64] = torch.sigmoid(x_ND @ self.weight_D + self.bias).double().numpy()
+        return found
+
+
+def _regress(states: NDArray[np.floating], truth: NDArray[np.bool_]) -> _Regression:
+    """Maximum likelihood with the ridge of scikit-learn's default (C = 1), by L-BFGS."""
+    x_ND = torch.from_numpy(np.asarray(states, np.float32))
+    y_N = torch.from_numpy(np.asarray(truth, np.float32))
+    mean_D = x_ND.mean(0)
+    scale_D = x_ND.std(0, correction=0).clamp(min=1e-6)
+    x_ND = (x_ND - mean_D) / scale_D
+    weight_D = torch.zeros(x_ND.shape[1], requires_grad=True)
+    bias = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight_D, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        total = nn.functional.binary_cross_entropy_with_logits(x_ND @ weight_D + bias, y_N, reduction="sum")
+        total = (total + 0.5 * (weight_D**2).sum()) / len(x_ND)
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    return _Regression(mean_D, scale_D, weight_D.detach(), bias.detach())

@@ -1,0 +1,167 @@
+"""Replicas and their places: what fails is set apart, what is held is given back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.exceptions import RayActorError
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ka2l_ray.actors.engines import Engines
+from ka2l_ray.actors.language_model import Model
+from ka2l_ray.actors.placement import reserved
+from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
+from ka2l_ray.errors import UserError
+from ka2l_ray.jobs.commands.inputs import Inputs
+from ka2l_ray.jobs.stages.hidden_states import hidden_states
+from ka2l_ray.models.language_model import LanguageModel
+from ka2l_ray.store.artefacts import Artefact, StageDirectory
+from ka2l_ray.world import bundled_path
+from tests.ray.commands import ka2l
+from tests.ray.conftest import write_lines
+from tests.ray.sampling import sampled
+
+SAMPLING = SamplingConfig(k=2, max_tokens=8)
+REFUSES = "{% if 'MACHINE' in messages[0].content %}{{ raise_exception('no machines here') }}{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def refusing_student(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The student with a chat template that raises on a word: a question that can never be asked."""
+    folder = str(tmp_path_factory.mktemp("refusing"))
+    AutoModelForCausalLM.from_pretrained(bundled_path("bundled:student")).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(bundled_path("bundled:student"))
+    tokenizer.chat_template = REFUSES + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    return Model(ModelConfig(path=folder), PromptConfig(instruction=""))
+
+
+@pytest.fixture
+def asked(world_files: dict[str, str], tmp_path: Path) -> Artefact:
+    """Forty questions, the 18th of which cannot be asked."""
+    rows = [json.loads(line) for line in Path(world_files["pool"]).read_text().splitlines()[:40]]
+    rows[17]["question"] = "Where is the MACHINE?"
+    return Inputs(str(tmp_path / "inputs")).questions(write_lines(tmp_path / "asked.jsonl", rows))
+
+
+@pytest.fixture
+def engines() -> Iterator[Engines]:
+    made: list[Engines] = []
+
+    def make(**keys: Any) -> Engines:
+        made.append(Engines(EngineConfig.model_validate({"shard_size": 16, **keys})))
+        return made[-1]
+
+    yield make  # type: ignore[misc]
+    for each in made:
+        each.release()
+
+
+def test_a_question_that_always_raises_is_set_apart_with_its_error(
+    asked: Artefact, refusing_student: Model, engines: Any, tmp_path: Path
+) -> None:
+    pool = engines(max_error_rate=0.05)
+    done = sampled(tmp_path / "samples", asked, SAMPLING, pool, refusing_student)
+    table = done.storage.read_table("").sort_by("question_id")
+    failed = [row for row in table.to_pylist() if row["error"] is not None]
+    assert len(table) == len(set(table["question_id"].to_pylist())) == 40
+    assert [row["question"] for row in failed] == ["Where is the MACHINE?"]
+    assert "no machines here" in failed[0]["error"]
+    assert failed[0]["generations"] is None
+    assert done.facts["errors"] == 1
+    assert all(len(row["generations"]) == 2 for row in table.to_pylist() if row["error"] is None)
+    states = hidden_states(
+        StageDirectory(str(tmp_path / "states")),
+        "states",
+        questions=asked,
+        model=refusing_student,
+        layers=[4],
+        engine=pool.config,
+        engines=pool,
+    )
+    errors = states.storage.read_table("", columns=["error"])["error"]
+    assert len(errors) - errors.null_count == 1
+    answered = hidden_states(
+        StageDirectory(str(tmp_path / "answered")),
+        "states",
+        questions=done,
+        model=refusing_student,
+        layers=[4],
+        engine=pool.config,
+        engines=pool,
+        position="answer_token",
+    )
+    assert answered.facts["rows"] == 39
+    row = next(row for row in done.storage.read_table("").to_pylist() if row["error"] is None)
+    student = LanguageModel(refusing_student.base, device="cpu")
+    prompt = student.tokenizer.encode(row["prompt"], add_special_tokens=False)
+    whole = torch.tensor([[*prompt, *row["greedy_token_ids"]]])
+    expected = student.model(input_ids=whole, output_hidden_states=True).hidden_states[4][0, -2]
+    found = {r["question_id"]: r["layer_4"] for r in answered.storage.read_table("").to_pylist()}
+    torch.testing.assert_close(torch.tensor(found[row["question_id"]]), expected.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_too_many_errors_stop_the_stage(asked: Artefact, refusing_student: Model, engines: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"1 of 40 questions failed, engine.max_error_rate allows 0.01; .*no machines here"):
+        sampled(tmp_path / "samples", asked, SAMPLING, engines(), refusing_student)
+    assert not (tmp_path / "samples").exists()
+
+
+def test_after_two_stages_nothing_is_held(asked: Artefact, refusing_student: Model, engines: Any, tmp_path: Path) -> None:
+    pool = engines(max_error_rate=0.05, replicas=2)
+    sampled(tmp_path / "one", asked, SAMPLING, pool, refusing_student)
+    actors = [replica.actor for replica in pool.replicas]
+    groups = {group.id.hex() for group in pool.groups}
+    sampled(tmp_path / "two", asked, SAMPLING, pool, refusing_student)
+    assert [replica.actor for replica in pool.replicas] == actors, "the second stage has the engines of the first"
+    pool.release()
+    states = {group: entry["state"] for group, entry in placement_group_table().items()}
+    assert all(states[group] == "REMOVED" for group in groups)
+    for actor in actors:
+        with pytest.raises(RayActorError):
+            ray.get(actor.close.remote())
+
+
+def test_a_busy_cluster_is_waited_for_and_then_named() -> None:
+    cpus = ray.cluster_resources()["CPU"]
+    holder = placement_group([{"CPU": cpus}])
+    ray.get(holder.ready())
+    try:
+        with (
+            pytest.raises(UserError, match=r"engine asks for 1 CPUs \(one replica\); after 2 s 0 of 1 replicas have a place"),
+            reserved(EngineConfig(placement_timeout=2)),
+        ):
+            pass
+    finally:
+        remove_placement_group(holder)
+    with reserved(EngineConfig()) as groups:
+        assert len(groups) == 1
+
+
+def test_a_damaged_adapter_and_one_for_another_model_are_refused(world_files: dict[str, str], tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = AutoModelForCausalLM.from_pretrained(bundled_path("bundled:student"))
+    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    foreign = tmp_path / "foreign"
+    base = AutoModelForCausalLM.from_pretrained(bundled_path("bundled:student"))
+    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(foreign)
+    settings = json.loads((foreign / "adapter_config.json").read_text())
+    (foreign / "adapter_config.json").write_text(json.dumps({**settings, "target_modules": ["query_key_value"]}))
+    for adapter in (tmp_path / "damaged", foreign):
+        arguments = ("--questions", world_files["pool"], "--adapter", str(adapter), "--out", str(tmp_path / "out"))
+        done = ka2l("sample", "--model", "bundled:student", *arguments)
+        assert done.returncode == 2, done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        assert f"{adapter}: this adapter does not load onto bundled:student" in lines[0]
+        assert not (tmp_path / "out").exists()
