@@ -25,17 +25,10 @@ from torch import Tensor
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import FinetuneConfig, ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.finetuning import (
-    AnswerLoss,
-    TrainingRow,
-    add_lora,
-    check_adapter,
-    collate,
-    encode_rows,
-    learning_rate,
-    make_optimizer,
-    optimizer_steps,
-)
+from ka2l_ray.finetuning.lora import add_lora, check_adapter, make_optimizer
+from ka2l_ray.finetuning.loss import AnswerLoss
+from ka2l_ray.finetuning.rows import TrainingRow, collate, encode_rows
+from ka2l_ray.finetuning.schedule import learning_rate, optimizer_steps
 from ka2l_ray.jobs.stages import train_loops
 from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.models.prompts import Prompter

@@ -18,19 +18,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from ka2l_ray.config import FinetuneConfig, PromptConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.finetuning import (
-    IGNORED,
-    AnswerLoss,
-    TrainingRow,
-    add_lora,
-    check_adapter,
-    collate,
-    encode_rows,
-    learning_rate,
-    make_optimizer,
-    optimizer_steps,
-    trainable,
-)
+from ka2l_ray.finetuning.lora import add_lora, check_adapter, make_optimizer, trainable
+from ka2l_ray.finetuning.loss import AnswerLoss
+from ka2l_ray.finetuning.rows import IGNORED, TrainingRow, collate, encode_rows
+from ka2l_ray.finetuning.schedule import learning_rate, optimizer_steps
 from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.world.facts import World
 

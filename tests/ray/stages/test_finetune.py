@@ -10,9 +10,11 @@ import torch
 from peft import PeftModel
 from safetensors.numpy import load_file
 
-from ka2l_ray import finetuning
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import FinetuneConfig, ModelConfig, PromptConfig
+from ka2l_ray.finetuning.lora import add_lora
+from ka2l_ray.finetuning.rows import collate, encode_rows
+from ka2l_ray.finetuning.schedule import learning_rate, optimizer_steps
 from ka2l_ray.jobs.commands.inputs import Inputs
 from ka2l_ray.jobs.stages.finetune import finetune
 from ka2l_ray.models.language_model import LanguageModel
@@ -60,19 +62,19 @@ def test_one_worker_equals_a_plain_peft_loop(annotations: Artefact, one_worker: 
     language_model = LanguageModel(BASE)
     prompter = Prompter(language_model.tokenizer, PROMPT)
     table = annotations.storage.read_table("").sort_by("question_id")
-    model = finetuning.add_lora(language_model.model, config, seed=derive_seed(SEED, "finetune") % 2**63)
+    model = add_lora(language_model.model, config, seed=derive_seed(SEED, "finetune") % 2**63)
     model.train()
-    rows = finetuning.encode_rows(prompter, table["question"].to_pylist(), table["target"].to_pylist(), config.max_length)
+    rows = encode_rows(prompter, table["question"].to_pylist(), table["target"].to_pylist(), config.max_length)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], weight_decay=config.weight_decay)
-    steps = finetuning.optimizer_steps(len(rows), config.batch_size, config.epochs, SEED)
+    steps = optimizer_steps(len(rows), config.batch_size, config.epochs, SEED)
     losses = []
     for step, indices in enumerate(steps):
-        ids, mask, labels = finetuning.collate([rows[i] for i in indices], pad_id=0)
+        ids, mask, labels = collate([rows[i] for i in indices], pad_id=0)
         loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss  # transformers' own mean over answer tokens
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         for group in optimizer.param_groups:
-            group["lr"] = finetuning.learning_rate(step, len(steps), config)
+            group["lr"] = learning_rate(step, len(steps), config)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -107,9 +109,9 @@ def test_going_on_from_an_adapter_starts_where_it_ended(annotations: Artefact, o
     adapted = LanguageModel(BASE, adapter=one_worker.url)
     table = annotations.storage.read_table("").sort_by("question_id")
     prompter = Prompter(adapted.tokenizer, PROMPT)
-    rows = finetuning.encode_rows(prompter, table["question"].to_pylist(), table["target"].to_pylist(), config.max_length)
-    first = finetuning.optimizer_steps(len(rows), config.batch_size, 1, SEED)[0]
-    ids, mask, labels = finetuning.collate([rows[i] for i in first], pad_id=0)
+    rows = encode_rows(prompter, table["question"].to_pylist(), table["target"].to_pylist(), config.max_length)
+    first = optimizer_steps(len(rows), config.batch_size, 1, SEED)[0]
+    ids, mask, labels = collate([rows[i] for i in first], pad_id=0)
     with torch.inference_mode():
         loss = adapted.model(input_ids=ids, attention_mask=mask, labels=labels).loss.item()
     assert on.facts["first_loss"] == pytest.approx(loss, abs=1e-4)

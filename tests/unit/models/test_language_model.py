@@ -26,7 +26,7 @@ from transformers import (
 
 from ka2l_ray.config import FinetuneConfig, ModelConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.finetuning import add_lora
+from ka2l_ray.finetuning.lora import add_lora
 from ka2l_ray.models.batching import batches_by_length
 from ka2l_ray.models.language_model import (
     Generation,
