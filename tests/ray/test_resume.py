@@ -16,6 +16,8 @@ from ka2l_ray.store.artefacts import RunStore
 from tests.ray.commands import ka2l, ka2l_killed_in
 from tests.ray.conftest import small_config, write_config
 
+pytestmark = pytest.mark.check
+
 KILLS = [
     ("rounds/000/samples", "part-*.parquet"),
     ("rounds/000/hidden_states", "part-*.parquet"),

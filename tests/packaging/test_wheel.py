@@ -1,0 +1,76 @@
+"""The wheel, in an environment of its own outside the checkout: all that a newcomer installs, and nothing that lies about here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.check, pytest.mark.timeout(1500)]
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SMALLEST = [
+    "pool.probing_size=120",
+    "sampling.k=4",
+    "selection.budget=16",
+    "finetune.epochs=1",
+    "finetune.replay_known=0",
+    "stopping.max_rounds=1",
+    "probe.epochs=2",
+]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run([sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(CHECKOUT)], folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ``bin`` of an environment that holds the wheel and what its metadata asks for."""
+    folder = tmp_path_factory.mktemp("bare")
+    run([sys.executable, "-m", "venv", str(folder / "venv")], folder)
+    found = folder / "venv" / "bin"
+    pip = [str(found / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    run([*pip, "-c", str(CHECKOUT / "constraints.txt"), str(wheel)], folder)
+    return found
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Its output; in ``folder``, without what this process's environment knows of the checkout or of a running Ray."""
+    known = ("PYTHONPATH", "RAY_ADDRESS", "KA2L_RAY_LOCAL_CLUSTER", "VIRTUAL_ENV")
+    environment = {name: value for name, value in os.environ.items() if name not in known}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.split()
+    links = {"ka2l_ray/actors", "ka2l_ray/jobs"}
+    ours = {
+        f if f.startswith("ka2l_ray/") else f"ka2l_ray/{f}" for f in listed if f.split("/")[0] in ("ka2l_ray", "actors", "jobs")
+    }
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert held == ours - links
+
+
+def test_doctor_and_the_smallest_demo_run_outside_the_checkout(bare: Path, tmp_path: Path) -> None:
+    where = run([str(bare / "python"), "-c", "import ka2l_ray; print(ka2l_ray.__file__)"], tmp_path)
+    assert Path(where.strip()).is_relative_to(bare.parent)
+    said = run([str(bare / "ka2l"), "doctor"], tmp_path)
+    assert "failed" not in said
+    overrides = [word for override in SMALLEST for word in ("-o", override)]
+    run([str(bare / "ka2l"), "demo", "--out", "demo", *overrides], tmp_path)
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert summary["labels"] == {"ka2l": 16, "random": 16}
+    assert summary["se_auroc_truth"] >= 0.9
+    assert (tmp_path / "demo" / "report.html").is_file()
