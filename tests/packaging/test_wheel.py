@@ -1,4 +1,4 @@
-"""The wheel, in an environment of its own outside the checkout: all that a newcomer installs, and nothing that lies about here."""
+"""The wheel, in an environment of its own outside the checkout: what a newcomer installs, and nothing that lies about here."""
 
 from __future__ import annotations
 
