@@ -155,12 +155,15 @@ class LanguageModelActor:
         ``schema.SAMPLES``."""
         question_ids = questions["question_id"].to_pylist()
         samples = list(range(first, last))
-        temperatures = [sampling.temperature] * len(samples)
+        temperatures, top_ps = [sampling.temperature] * len(samples), [sampling.top_p] * len(samples)
+        top_ks = [sampling.top_k or 0] * len(samples)
         if first == 0:
             samples.append(sampling.k)
             temperatures.append(sampling.greedy_temperature)
+            top_ps.append(1.0)
+            top_ks.append(0)
         seeds = [self._seeds(seed, question_id, samples) for question_id in question_ids]
-        answers = self._generate(encoded, seeds, temperatures, sampling)
+        answers = self._generate(encoded, seeds, sampling, temperatures, top_ps, top_ks)
         columns = {
             "question_id": question_ids,
             "question": questions["question"].to_pylist(),
@@ -179,7 +182,7 @@ class LanguageModelActor:
         """One greedy-like answer a question; rows of ``schema.PREDICTIONS``."""
         question_ids = questions["question_id"].to_pylist()
         seeds = [[derive_seed(*seed, question_id)] for question_id in question_ids]
-        answers = self._generate(encoded, seeds, [sampling.greedy_temperature], sampling)
+        answers = self._generate(encoded, seeds, sampling, [sampling.greedy_temperature])
         columns = {
             "question_id": question_ids,
             "question": questions["question"].to_pylist(),
@@ -274,7 +277,13 @@ class LanguageModelActor:
         return encoded
 
     def _generate(
-        self, encoded: list[list[int]], seeds: list[list[int]], temperatures: list[float], sampling: SamplingConfig
+        self,
+        encoded: list[list[int]],
+        seeds: list[list[int]],
+        sampling: SamplingConfig,
+        temperatures: list[float],
+        top_ps: list[float] | None = None,
+        top_ks: list[int] | None = None,
     ) -> list[list[Generation]]:
         return self._engine().generate(
             encoded,
@@ -282,6 +291,8 @@ class LanguageModelActor:
             temperatures,
             max_tokens=sampling.max_tokens,
             stop=sampling.stop,
+            top_ps=top_ps,
+            top_ks=top_ks,
             batch_tokens=self.role.engine.batch_tokens,
         )
 

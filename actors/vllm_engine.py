@@ -129,16 +129,20 @@ class VLLMEngine:
         *,
         max_tokens: int,
         stop: Sequence[str] = (),
+        top_ps: Sequence[float] | None = None,
+        top_ks: Sequence[int] | None = None,
         batch_tokens: int = 0,
     ) -> list[list[Generation]]:
-        """As ``LanguageModel.generate``; samples of one temperature and consecutive seeds are one request, so a prompt is
+        """As ``LanguageModel.generate``; samples drawn in one way with consecutive seeds are one request, so a prompt is
         prefilled once for all of them.
 
         Seeded as asked, but the numbers are not those that the transformers engine draws. ``batch_tokens`` is vLLM's own affair.
         """
-        asked = [(i, group) for i in range(len(prompts_ids)) for group in _requests(temperatures, seeds[i])]
+        n = len(temperatures)
+        how = list(zip(temperatures, top_ps or [1.0] * n, top_ks or [0] * n, strict=True))
+        asked = [(i, group) for i in range(len(prompts_ids)) for group in _requests(how, seeds[i])]
         requests = [
-            (prompts_ids[i], self._sampling(temperatures[group[0]], seeds[i][group[0]], max_tokens, len(group), stop))
+            (prompts_ids[i], self._sampling(how[group[0]], seeds[i][group[0]], max_tokens, len(group), stop))
             for i, group in asked
         ]
         answers: dict[tuple[int, int], Generation] = {}
@@ -148,11 +152,11 @@ class VLLMEngine:
                 answers[i, j] = self._generation(completion)
                 if completion.stop_reason in stop and not completion.text.strip():
                     seed = seeds[i][group[0]] + j - group[0]
-                    empty.append((i, j, self._sampling(temperatures[j], seed, max_tokens, 1, ())))
+                    empty.append((i, j, self._sampling(how[j], seed, max_tokens, 1, ())))
         # A stop text counts after the answer's first word only; where vLLM stopped before, the same seed goes on past it.
-        for (i, j, _), output in zip(empty, self._run([(prompts_ids[i], how) for i, _, how in empty]), strict=True):
+        for (i, j, _), output in zip(empty, self._run([(prompts_ids[i], params) for i, _, params in empty]), strict=True):
             answers[i, j] = self._cut(output.outputs[0], stop)
-        return [[answers[i, j] for j in range(len(temperatures))] for i in range(len(prompts_ids))]
+        return [[answers[i, j] for j in range(n)] for i in range(len(prompts_ids))]
 
     def log_likelihood(
         self, prompts_ids: Sequence[Sequence[int]], continuations_ids: Sequence[Sequence[int]], *, batch_tokens: int = 0
@@ -213,11 +217,19 @@ class VLLMEngine:
         self.cached_tokens += sum(output.num_cached_tokens or 0 for output in outputs)
         return list(outputs)
 
-    def _sampling(self, temperature: float, seed: int, max_tokens: int, n: int, stop: Sequence[str]) -> Any:
+    def _sampling(self, how: tuple[float, float, int], seed: int, max_tokens: int, n: int, stop: Sequence[str]) -> Any:
         from vllm import SamplingParams
 
+        temperature, top_p, top_k = how
         return SamplingParams(
-            n=n, temperature=temperature, seed=seed & SEED_BITS, max_tokens=max_tokens, stop=list(stop), logprobs=0
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed & SEED_BITS,
+            max_tokens=max_tokens,
+            stop=list(stop),
+            logprobs=0,
         )
 
     def _generation(self, completion: Any) -> Generation:
@@ -235,11 +247,11 @@ class VLLMEngine:
         return answer.finish()
 
 
-def _requests(temperatures: Sequence[float], seeds: Sequence[int]) -> list[list[int]]:
+def _requests(how: Sequence[tuple[float, float, int]], seeds: Sequence[int]) -> list[list[int]]:
     """Samples in groups that one request can draw: vLLM gives a request's sample j its seed + j."""
     groups: list[list[int]] = []
-    for j, (temperature, seed) in enumerate(zip(temperatures, seeds, strict=True)):
-        if groups and temperatures[groups[-1][0]] == temperature and seeds[groups[-1][-1]] + 1 == seed:
+    for j, (drawn, seed) in enumerate(zip(how, seeds, strict=True)):
+        if groups and how[groups[-1][0]] == drawn and seeds[groups[-1][-1]] + 1 == seed:
             groups[-1].append(j)
         else:
             groups.append([j])

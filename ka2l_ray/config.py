@@ -48,8 +48,13 @@ class SamplingConfig(Section):
     """Answers a question. Two at least: entropy needs something to compare."""
     temperature: float = Field(1.0, gt=0)
     """Of the k answers."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """The k answers are drawn from the likeliest tokens that together have this probability, after temperature and ``top_k``;
+    1: from all. Semantic entropy's authors: temperature 1, top_p 0.9, top_k 50."""
+    top_k: int | None = Field(None, ge=0)
+    """The k answers are drawn from so many likeliest tokens; 0 or left out: from all."""
     greedy_temperature: float = Field(0.1, gt=0)
-    """Of the one greedy-like answer, and of evaluation."""
+    """Of the one greedy-like answer, and of evaluation: from all tokens, whatever ``top_p`` and ``top_k``."""
     max_tokens: int = Field(64, ge=1)
     """Longest answer, tokens."""
     stop: list[str] = ["\n"]
@@ -59,6 +64,11 @@ class SamplingConfig(Section):
     bound. Needs ``entropy.rule`` ka2l or fixed, whose threshold is known beforehand."""
     memo: str | None = None
     """Directory of answers to keep and to take up again: the same question, model, seed and settings are not sampled twice."""
+
+    @field_validator("top_k")
+    @classmethod
+    def _all_tokens(cls, top_k: int | None) -> int | None:
+        return top_k or None
 
 
 class EngineConfig(Section):

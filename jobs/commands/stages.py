@@ -71,6 +71,8 @@ def sample(
     out: Out,
     k: Annotated[int, typer.Option("--k", help="Answers a question, two at least.")] = 10,
     temperature: Annotated[float, typer.Option("--temperature", help="Of the k answers.")] = 1.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="From the likeliest tokens of this probability; 1: from all.")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", help="From so many likeliest tokens; 0: from all.")] = 0,
     engine: Annotated[str, typer.Option("--engine", help="Backend: transformers or vllm.")] = "transformers",
     adapter: Adapter = None,
     seed: Seed = 0,
@@ -78,6 +80,7 @@ def sample(
 ) -> None:
     """Sample answers: id, question -> the samples table (generations, token ids and log-probabilities, greedy)."""
     values = {"model.path": model, "sampling.k": k, "sampling.temperature": temperature, "engine.name": engine, "seed": seed}
+    values |= {"sampling.top_p": top_p, "sampling.top_k": top_k}
     with stage(out, override, values) as at:
         from ka2l_ray.jobs.commands.inputs import external_model
         from ka2l_ray.jobs.stages.sample import sample as run_stage

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -128,6 +128,8 @@ class LanguageModel:
         *,
         max_tokens: int,
         stop: Sequence[str] = (),
+        top_ps: Sequence[float] | None = None,
+        top_ks: Sequence[int] | None = None,
         batch_tokens: int = 65536,
     ) -> list[list[Generation]]:
         """Samples ``len(temperatures)`` answers a prompt, in batches of similar length.
@@ -138,12 +140,15 @@ class LanguageModel:
             temperatures: (samples,) of each sample.
             max_tokens: longest answer.
             stop: an answer ends before any of these texts.
+            top_ps: (samples,) probability of the likeliest tokens that each sample is drawn from; None: 1, of all.
+            top_ks: (samples,) number of the likeliest tokens that each sample is drawn from; None: 0, of all.
             batch_tokens: cache entries of one batch.
         """
         results: dict[int, list[Generation]] = {}
         fan_out = len(temperatures)
+        how = Sampling.of_samples(temperatures, top_ps, top_ks, self.device)
         for rows in batches_by_length([len(p) for p in prompts_ids], batch_tokens, fan_out, max_tokens, enough=None):
-            batch = self._sample_batch([prompts_ids[i] for i in rows], [seeds[i] for i in rows], temperatures, max_tokens, stop)
+            batch = self._sample_batch([prompts_ids[i] for i in rows], [seeds[i] for i in rows], how, max_tokens, stop)
             results.update(zip(rows, batch, strict=True))
         return [results[i] for i in range(len(prompts_ids))]
 
@@ -151,11 +156,11 @@ class LanguageModel:
         self,
         prompts_ids: list[Sequence[int]],
         seeds: list[Sequence[int]],
-        temperatures: Sequence[float],
+        how: Sampling,
         max_tokens: int,
         stop: Sequence[str],
     ) -> list[list[Generation]]:
-        fan_out = len(temperatures)
+        fan_out = len(how.temperature_S)
         input_ids_BT, mask_BT = self._pad(prompts_ids, side="left")
         positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.causal_lm.config)
@@ -175,14 +180,13 @@ class LanguageModel:
         logits_RV = logits_RV.repeat_interleave(fan_out, 0)
         mask_RT = mask_BT.repeat_interleave(fan_out, 0)
         position_R = positions_BT[:, -1].repeat_interleave(fan_out, 0)
-        temperature_R = torch.tensor(list(temperatures) * len(prompts_ids), device=self.device)
         uniform_RT = torch.from_numpy(
             np.stack([np.random.Generator(np.random.Philox(key=s)).random(max_tokens) for row in seeds for s in row])
         ).to(self.device)
         answers = [Answer(stop, self.tokenizer, self.end_ids) for _ in range(len(prompts_ids) * fan_out)]
         live = torch.arange(len(answers))  # indices stay on the host: a model over several GPUs has no one device
         for step in range(max_tokens):
-            token_R, logprob_R = sample_tokens(logits_RV, temperature_R[live], uniform_RT[live, step])
+            token_R, logprob_R = sample_tokens(logits_RV, uniform_RT[live, step], how.of(live % fan_out))
             going = [
                 answers[i].extend(token, logprob)
                 for i, token, logprob in zip(live.tolist(), token_R.tolist(), logprob_R.tolist(), strict=True)
@@ -379,16 +383,59 @@ class Answer:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def sample_tokens(logits_RV: Tensor, temperature_R: Tensor, uniform_R: Tensor) -> tuple[Tensor, Tensor]:
-    """(token_R, logprob_R): inverse-CDF samples, and their log-probabilities before temperature.
+@dataclass(frozen=True)
+class Sampling:
+    """How each of S samples is drawn: temperature, then the ``top_k`` likeliest tokens (0: all), then the likeliest of these
+    that have ``top_p`` of their probability; the order of transformers and vLLM."""
+
+    temperature_S: Tensor
+    top_p_S: Tensor
+    top_k_S: Tensor
+
+    @classmethod
+    def of_samples(
+        cls, temperatures: Sequence[float], top_ps: Sequence[float] | None, top_ks: Sequence[int] | None, device: torch.device
+    ) -> Self:
+        return cls(
+            torch.tensor(temperatures, device=device),
+            torch.tensor(top_ps or [1.0] * len(temperatures), dtype=torch.float64, device=device),
+            torch.tensor(top_ks or [0] * len(temperatures), device=device),
+        )
+
+    def of(self, samples: Tensor) -> Self:
+        """That of some of the samples, or of one several times."""
+        return type(self)(self.temperature_S[samples], self.top_p_S[samples], self.top_k_S[samples])
+
+
+def sample_tokens(logits_RV: Tensor, uniform_R: Tensor, how: Sampling) -> tuple[Tensor, Tensor]:
+    """(token_R, logprob_R): inverse-CDF samples, and their log-probabilities before temperature and filters.
 
     One given uniform number a row makes a row's token independent of its batch.
     """
     log_p_RV = logits_RV.float().log_softmax(-1)
-    cdf_RV = (log_p_RV / temperature_R[:, None]).softmax(-1).double().cumsum(-1)
+    scaled_RV = keep_likeliest(log_p_RV / how.temperature_S[:, None], how)
+    cdf_RV = scaled_RV.softmax(-1).double().cumsum(-1)
     target_R1 = (uniform_R * cdf_RV[:, -1])[:, None]
     token_R = torch.searchsorted(cdf_RV, target_R1, right=True).squeeze(1).clamp(max=logits_RV.shape[1] - 1)
     return token_R, log_p_RV.gather(1, token_R[:, None]).squeeze(1)
+
+
+def keep_likeliest(scaled_RV: Tensor, how: Sampling) -> Tensor:
+    """Logits after temperature, with -inf for what ``how`` does not draw from; the likeliest token always stays."""
+    vocabulary = scaled_RV.shape[1]
+    top_k_R = torch.where(how.top_k_S > 0, how.top_k_S, vocabulary).clamp(max=vocabulary)
+    if (how.top_p_S >= 1).all() and (top_k_R == vocabulary).all():
+        return scaled_RV
+    ordered_RV, order_RV = scaled_RV.sort(dim=-1, descending=True, stable=True)
+    least_R1 = ordered_RV.gather(1, top_k_R[:, None] - 1)
+    ordered_RV = ordered_RV.masked_fill(ordered_RV < least_R1, -torch.inf)
+    p_RV = ordered_RV.softmax(-1).double()
+    likelier_RV = p_RV.cumsum(-1) - p_RV  # probability of the tokens before
+    # From all at 1: rounded sums of a large vocabulary may reach it before its end.
+    out_RV = (likelier_RV >= how.top_p_S[:, None]) & (how.top_p_S < 1)[:, None]
+    out_RV[:, 0] = False
+    ordered_RV = ordered_RV.masked_fill(out_RV, -torch.inf)
+    return torch.empty_like(scaled_RV).scatter_(1, order_RV, ordered_RV)
 
 
 def common_prefix(rows_ids: Sequence[Sequence[int]]) -> list[int]:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from ka2l_ray.config import NOT_CONTENT, RunConfig, Section
+from ka2l_ray.config import NOT_CONTENT, RunConfig, SamplingConfig, Section
 from ka2l_ray.config_files import dump, load_config, load_preset, preset_names, valid_keys, validate
 from ka2l_ray.errors import UserError
 
@@ -253,3 +253,8 @@ def test_importing_the_configuration_loads_neither_torch_nor_ray() -> None:
 def test_bounds_are_not_ranked_by() -> None:
     overrides = ["sampling.stop_when_decided=true", "selection.strategy=semantic_entropy"]
     assert "semantic_entropy ranks by what sampling.stop_when_decided only bounds" in fault(overrides)
+
+
+def test_top_k_zero_is_no_filter_and_decides_nothing() -> None:
+    assert SamplingConfig(top_k=0) == SamplingConfig(top_k=None) == SamplingConfig()
+    assert SamplingConfig(top_k=50).top_k == 50

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 from torch import Tensor
@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from ka2l_ray.config import FinetuneConfig, ModelConfig
 from ka2l_ray.errors import UserError
@@ -31,7 +32,9 @@ from ka2l_ray.models.batching import batches_by_length
 from ka2l_ray.models.language_model import (
     Generation,
     LanguageModel,
+    Sampling,
     common_prefix,
+    keep_likeliest,
     sample_tokens,
     vocabulary_logits,
 )
@@ -144,7 +147,8 @@ def test_sample_tokens_inverts_the_cumulative_distribution(n: int, seed: int, te
     logits_RV = torch.randn(6, n, generator=generator) * 3
     logits_RV[:, 0] = -torch.inf
     uniform_R = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1 - 2**-30], dtype=torch.float64)
-    token_R, logprob_R = sample_tokens(logits_RV, torch.full((6,), temperature), uniform_R)
+    how = Sampling.of_samples([temperature] * 6, None, None, logits_RV.device)
+    token_R, logprob_R = sample_tokens(logits_RV, uniform_R, how)
     p_RV = (logits_RV.double() / temperature).softmax(-1)
     cdf_RV = p_RV.cumsum(-1)
     for row, token in enumerate(token_R.tolist()):
@@ -152,6 +156,45 @@ def test_sample_tokens_inverts_the_cumulative_distribution(n: int, seed: int, te
         below = float(cdf_RV[row, token - 1])
         assert below - 1e-6 <= float(uniform_R[row]) <= float(cdf_RV[row, token]) + 1e-6
     torch.testing.assert_close(logprob_R, logits_RV.log_softmax(-1)[torch.arange(6), token_R])
+
+
+@settings(max_examples=30)
+@given(st.integers(2, 300), st.integers(0, 2**32 - 1), st.booleans())
+def test_top_k_and_top_p_keep_the_tokens_that_transformers_keeps(n: int, seed: int, ties: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits_RV = torch.randn(6, n, generator=generator) * 3
+    if ties:
+        logits_RV = logits_RV.round()  # equal at the k-th place: all of them stay
+    temperatures, top_ks = [1.0, 0.7, 1.0, 2.0, 1.0, 0.1], [0, 5, 1, 50, 3, 0]
+    top_ps = [0.9, 1.0, 0.5, 0.9, 1.0, 1.0] if not ties else [1.0] * 6
+    how = Sampling.of_samples(temperatures, top_ps, top_ks, logits_RV.device)
+    ours_RV = keep_likeliest(logits_RV / how.temperature_S[:, None], how)
+    for row, (temperature, top_k, top_p) in enumerate(zip(temperatures, top_ks, top_ps, strict=True)):
+        theirs = TemperatureLogitsWarper(temperature)(None, logits_RV[row : row + 1])
+        theirs = TopKLogitsWarper(top_k)(None, theirs) if top_k else theirs
+        theirs = TopPLogitsWarper(top_p)(None, theirs) if top_p < 1 else theirs
+        assert torch.equal(ours_RV[row], theirs[0])
+
+
+def test_filtered_answers_hold_likely_tokens_only_and_bear_the_models_own_log_probabilities(
+    language_model: LanguageModel, prompts: list[list[int]]
+) -> None:
+    seeds = seeds_for(len(prompts), 4)
+    drawn = language_model.generate(prompts, seeds, [1.0] * 4, max_tokens=4, top_ks=[1, 5, 0, 0], top_ps=[1.0, 1.0, 0.3, 1.0])
+    free = language_model.generate(prompts, seeds, [1.0] * 4, max_tokens=4)
+    greedy = language_model.generate(prompts, [row[:1] for row in seeds], [1e-6], max_tokens=4)
+    assert [row[0].token_ids for row in drawn] == [row[0].token_ids for row in greedy]
+    assert [row[3] for row in drawn] == [row[3] for row in free], "a sample's filters are its own"
+    assert [row[1].token_ids for row in drawn] != [row[1].token_ids for row in free]
+    for prompt, row in zip(prompts, drawn, strict=True):
+        for generation in row[1:3]:
+            log_p_TV, _ = full_forward(language_model, [*prompt, *generation.token_ids])
+            log_p_TV = log_p_TV[len(prompt) - 1 : -1].log_softmax(-1)
+            taken_T1 = torch.tensor(generation.token_ids)[:, None]
+            assert generation.token_logprobs == pytest.approx(log_p_TV.gather(1, taken_T1).squeeze(1).tolist(), abs=1e-4)
+            likelier_T = (log_p_TV > log_p_TV.gather(1, taken_T1)).sum(-1)
+            before_T = (log_p_TV.exp() * (log_p_TV > log_p_TV.gather(1, taken_T1))).sum(-1)
+            assert (likelier_T < 5).all() if generation is row[1] else (before_T < 0.3 + 1e-5).all()
 
 
 @pytest.fixture
