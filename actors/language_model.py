@@ -57,7 +57,7 @@ def engine_identity(engine: EngineConfig, backend: str) -> dict[str, Any]:
 def check_engine(model: ModelConfig, engine: EngineConfig, k: int) -> None:
     """Raise a UserError for what the engine would refuse, or wait for in vain, once it is started."""
     config = check_is_model(model)
-    heads = int(config.num_attention_heads)
+    heads = getattr(config, "num_attention_heads", None) or 0  # a model without attention has none
     if heads % engine.tensor_parallel:
         fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
         raise UserError(

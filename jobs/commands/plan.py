@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig
-
 from ka2l_ray.config import RunConfig
 from ka2l_ray.jobs.driver import check_budget, check_inputs
+from ka2l_ray.models.model_files import check_is_model
 from ka2l_ray.questions import QuestionReader
-from ka2l_ray.world import bundled_path
 
 BYTES_PER_ANSWER = 120  # text, token ids and log-probabilities of a short answer, compressed
 BYTES_PER_SCORE = 80
@@ -23,9 +21,7 @@ def plan(config: RunConfig) -> str:
     pool = sum(1 for _ in QuestionReader(config.pool.questions))
     check_budget(config, pool)
     test = sum(1 for _ in QuestionReader(config.pool.test)) if config.pool.test else 0
-    model = AutoConfig.from_pretrained(
-        bundled_path(config.model.path), revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
-    )
+    model = check_is_model(config.model)
     probing = min(config.pool.probing_size, pool)
     layers = model.num_hidden_layers + 1 if config.probe.layers == "all" else len(config.probe.layers)
     state_bytes = 4 if config.model.dtype == "float32" or (config.model.dtype == "auto" and not config.engine.gpus) else 2

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ka2l_ray.config import FinetuneConfig
+from ka2l_ray.models.architecture import decoder_linears
 
 
 def add_lora(causal_lm: Any, config: FinetuneConfig, *, seed: int, start_adapter: str | None = None) -> PeftModel:
-    """LoRA on all linear layers: fresh (A random by ``seed``, B zero), or going on from ``start_adapter``."""
+    """LoRA on all linear layers of the blocks: fresh (A random by ``seed``, B zero), or going on from ``start_adapter``."""
     if config.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         causal_lm.enable_input_require_grads()
@@ -26,7 +27,7 @@ def add_lora(causal_lm: Any, config: FinetuneConfig, *, seed: int, start_adapter
         r=config.lora_rank,
         lora_alpha=int(config.lora_alpha) if config.lora_alpha == int(config.lora_alpha) else config.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=config.lora_dropout,
-        target_modules="all-linear",
+        target_modules=decoder_linears(causal_lm),
         bias="none",
     )
     torch.manual_seed(seed)

@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from ka2l_ray.finetuning.rows import IGNORED
+from ka2l_ray.models.architecture import text_decoder
 from ka2l_ray.models.language_model import vocabulary_logits
 
 
@@ -22,7 +23,7 @@ class AnswerLoss(nn.Module):
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor, labels_BT: Tensor) -> Tensor:
         causal_lm: Any = self.model.get_base_model()
-        hidden_BTD = causal_lm.get_decoder()(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+        hidden_BTD = text_decoder(causal_lm)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
         targets_BT = labels_BT[:, 1:]
         kept_BT = targets_BT != IGNORED
         logits_NV = vocabulary_logits(causal_lm, hidden_BTD[:, :-1][kept_BT])

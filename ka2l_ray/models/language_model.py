@@ -18,13 +18,14 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoTokenizer, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from ka2l_ray.config import ModelConfig
 from ka2l_ray.errors import UserError
+from ka2l_ray.models.architecture import decoder_blocks, text_config, text_decoder
 from ka2l_ray.models.batching import batches_by_length, enough_tokens
-from ka2l_ray.models.model_files import check_is_model, end_token_ids, load_adapter, model_dtype
+from ka2l_ray.models.model_files import check_is_model, end_token_ids, load_adapter, load_model, model_dtype
 from ka2l_ray.world import bundled_path
 
 LEAST_PREFIX = 16  # tokens: a shorter shared beginning is not worth a forward pass of its own
@@ -72,7 +73,7 @@ class LanguageModel:
         dtype = model_dtype(config.dtype, self.device)
         # A replica that holds several GPUs puts its blocks on them in turn.
         spread = {"device_map": "auto"} if self.device.type == "cuda" and torch.cuda.device_count() > 1 else {}
-        self.model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **source, **spread)
+        self.model: Any = load_model(config, dtype=dtype, **spread)
         if not spread:
             self.model.to(self.device)
         self.model.eval()
@@ -103,16 +104,16 @@ class LanguageModel:
 
     @property
     def n_layers(self) -> int:
-        return int(self.causal_lm.config.num_hidden_layers)
+        return int(text_config(self.causal_lm.config).num_hidden_layers)
 
     @property
     def hidden_size(self) -> int:
-        return int(self.causal_lm.config.hidden_size)
+        return int(text_config(self.causal_lm.config).hidden_size)
 
     @property
     def max_length(self) -> int:
         """Tokens of prompt and answer that the model takes."""
-        return int(getattr(self.causal_lm.config.get_text_config(), "max_position_embeddings", 2**31))
+        return int(getattr(text_config(self.causal_lm.config), "max_position_embeddings", 2**31))
 
     @property
     def end_ids(self) -> set[int]:
@@ -238,7 +239,7 @@ class LanguageModel:
         self, ids_BT: Tensor, layers: Sequence[int], pick: Callable[[Tensor], Tensor], cache: DynamicCache | None, done: int
     ) -> dict[int, Tensor]:
         """What ``pick`` takes of the (B, T, D) states at ``layers``; the forward pass ends at the deepest of them."""
-        decoder, blocks = self.causal_lm.get_decoder(), self._blocks()
+        decoder, blocks = text_decoder(self.causal_lm), self._blocks()
         deepest = max(layers)
         states: dict[int, Tensor] = {}
 
@@ -291,7 +292,7 @@ class LanguageModel:
         found: dict[int, list[float]] = {}
         for rows in batches_by_length([len(ids) for ids in whole], batch_tokens, enough=enough_tokens(self.device)):
             ids_BT, _ = self._pad([whole[i] for i in rows], side="right")
-            hidden_BTD = self.causal_lm.get_decoder()(input_ids=ids_BT, use_cache=False).last_hidden_state
+            hidden_BTD = text_decoder(self.causal_lm)(input_ids=ids_BT, use_cache=False).last_hidden_state
             for b, i in enumerate(rows):
                 begin, end = len(prompts_ids[i]), len(whole[i])
                 log_p_TV = vocabulary_logits(self.causal_lm, hidden_BTD[b, begin - 1 : end - 1]).float().log_softmax(-1)
@@ -306,10 +307,9 @@ class LanguageModel:
         return entropy_B
 
     def _blocks(self) -> nn.ModuleList:
-        decoder = self.causal_lm.get_decoder()
-        for child in decoder.children():
-            if isinstance(child, nn.ModuleList) and len(child) == self.n_layers:
-                return child
+        blocks = decoder_blocks(self.causal_lm)
+        if blocks is not None:
+            return blocks
         raise UserError(f"{type(self.causal_lm).__name__}: its blocks are not in one list; this architecture is not supported")
 
     def _pad(self, rows_ids: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
@@ -329,7 +329,7 @@ def vocabulary_logits(causal_lm: Any, state_ND: Tensor) -> Tensor:
 
     Some architectures scale them (Granite divides, Cohere multiplies) or cap them softly (Gemma 2).
     """
-    config = causal_lm.config.get_text_config()
+    config = text_config(causal_lm.config)
     head = causal_lm.get_output_embeddings()
     logits_NV: Tensor = head(state_ND.to(head.weight.device))
     if scaling := getattr(config, "logits_scaling", None):

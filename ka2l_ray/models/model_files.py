@@ -12,17 +12,18 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from ka2l_ray.config import ModelConfig
 from ka2l_ray.errors import UserError
+from ka2l_ray.models.architecture import auto_class, decoder_linears, text_config, text_decoder
 from ka2l_ray.store.storage import file_digest
 from ka2l_ray.world import bundled_path
 
 
-def check_is_model(config: ModelConfig) -> PretrainedConfig:
-    """The model's own configuration; a UserError unless ``config.path`` names a causal language model. Loads no weights."""
+def check_is_model(config: ModelConfig) -> PreTrainedConfig:
+    """Configuration of the language model; a UserError unless ``config.path`` names a causal one. Loads no weights."""
     path = bundled_path(config.path)
     try:
         found = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
@@ -31,12 +32,16 @@ def check_is_model(config: ModelConfig) -> PretrainedConfig:
             f"{config.path}: no model there ({str(error).splitlines()[0]}); "
             "give a directory with config.json and weights, or a hub name"
         ) from None
-    if type(found) not in AutoModelForCausalLM._model_mapping and not config.trust_remote_code:
+    if auto_class(found) is None and not config.trust_remote_code:
         raise UserError(f"{config.path}: a {found.model_type} model is no causal language model; give one that generates text")
+    found = text_config(found)
+    if not all(isinstance(getattr(found, size, None), int) for size in ("num_hidden_layers", "hidden_size")):
+        raise UserError(
+            f"{config.path}: a {found.model_type} model has no one number of layers and width; give one whose blocks are alike"
+        )
     if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")):
         raise UserError(f"{config.path}: config.json is there, but no weights (*.safetensors); give a complete model directory")
-    text_config: PretrainedConfig = found.get_text_config()
-    return text_config
+    return found
 
 
 @cache
@@ -102,19 +107,24 @@ def check_adapter(config: ModelConfig, path: str) -> None:
 
 
 def block_linears(config: ModelConfig) -> list[str]:
-    """Last names of the linear layers, the output embeddings left out: where LoRA goes (``all-linear``)."""
-    skeleton = _skeleton(config)
-    head = skeleton.get_output_embeddings()
-    linears = (name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear) and module is not head)
-    return sorted({name.rpartition(".")[2] for name in linears})
+    """Last names of the linear layers in the text decoder's blocks (``decoder_linears``)."""
+    return sorted({name.rpartition(".")[2] for name in decoder_linears(_skeleton(config))})
+
+
+def load_model(config: ModelConfig, **options: Any) -> Any:
+    """The transformers model with its weights; ``options`` are those of ``from_pretrained``."""
+    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    path = bundled_path(config.path)
+    auto = auto_class(AutoConfig.from_pretrained(path, **source)) or AutoModelForCausalLM
+    return auto.from_pretrained(path, use_safetensors=True, **source, **options)
 
 
 def _skeleton(config: ModelConfig) -> Any:
     """The model without its weights."""
     source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    found = AutoConfig.from_pretrained(bundled_path(config.path), **source)
     with torch.device("meta"):
-        found = AutoConfig.from_pretrained(bundled_path(config.path), **source)
-        return AutoModelForCausalLM.from_config(found, trust_remote_code=config.trust_remote_code)
+        return (auto_class(found) or AutoModelForCausalLM).from_config(found, trust_remote_code=config.trust_remote_code)
 
 
 def final_norm(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
@@ -126,7 +136,7 @@ def final_norm(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
     path = bundled_path(config.path)
     skeleton = _skeleton(config)
     names = {id(module): name for name, module in skeleton.named_modules()}
-    norm: nn.Module | None = getattr(skeleton.get_decoder(), "norm", None)
+    norm: nn.Module | None = getattr(text_decoder(skeleton), "norm", None)
     if norm is None:
         raise UserError(f"{config.path}: no final norm where Llama-like models have it; read its states with transformers")
     name = names[id(norm)]
