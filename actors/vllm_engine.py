@@ -21,6 +21,7 @@ from ka2l_ray.config import EngineConfig, ModelConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.language_model import Answer, Generation
 from ka2l_ray.models.model_files import block_linears, check_is_model, end_token_ids, final_norm, generation_config, model_dtype
+from ka2l_ray.models.thinking import NO_THINKING, Thinking, split_answer
 from ka2l_ray.world import bundled_path
 
 SEED_BITS = 2**63 - 1
@@ -131,6 +132,7 @@ class VLLMEngine:
         stop: Sequence[str] = (),
         top_ps: Sequence[float] | None = None,
         top_ks: Sequence[int] | None = None,
+        thinking: Thinking = NO_THINKING,
         batch_tokens: int = 0,
     ) -> list[list[Generation]]:
         """As ``LanguageModel.generate``; samples drawn in one way with consecutive seeds are one request, so a prompt is
@@ -141,21 +143,22 @@ class VLLMEngine:
         n = len(temperatures)
         how = list(zip(temperatures, top_ps or [1.0] * n, top_ks or [0] * n, strict=True))
         asked = [(i, group) for i in range(len(prompts_ids)) for group in _requests(how, seeds[i])]
+        until = () if thinking.strip else stop  # vLLM would stop inside a think block; the answer is cut when it is there
         requests = [
-            (prompts_ids[i], self._sampling(how[group[0]], seeds[i][group[0]], max_tokens, len(group), stop))
+            (prompts_ids[i], self._sampling(how[group[0]], seeds[i][group[0]], max_tokens, len(group), until))
             for i, group in asked
         ]
         answers: dict[tuple[int, int], Generation] = {}
         empty: list[tuple[int, int, Any]] = []
         for (i, group), output in zip(asked, self._run(requests), strict=True):
             for j, completion in zip(group, output.outputs, strict=True):
-                answers[i, j] = self._generation(completion)
-                if completion.stop_reason in stop and not completion.text.strip():
+                answers[i, j] = self._cut(completion, stop, thinking) if thinking.strip else self._generation(completion)
+                if completion.stop_reason in until and not completion.text.strip():
                     seed = seeds[i][group[0]] + j - group[0]
                     empty.append((i, j, self._sampling(how[j], seed, max_tokens, 1, ())))
         # A stop text counts after the answer's first word only; where vLLM stopped before, the same seed goes on past it.
         for (i, j, _), output in zip(empty, self._run([(prompts_ids[i], params) for i, _, params in empty]), strict=True):
-            answers[i, j] = self._cut(output.outputs[0], stop)
+            answers[i, j] = self._cut(output.outputs[0], stop, thinking)
         return [[answers[i, j] for j in range(n)] for i in range(len(prompts_ids))]
 
     def log_likelihood(
@@ -235,11 +238,13 @@ class VLLMEngine:
     def _generation(self, completion: Any) -> Generation:
         ids = list(completion.token_ids)
         logprobs = [at[token].logprob for at, token in zip(completion.logprobs, ids, strict=True)]
-        return Generation(completion.text.strip(), ids, logprobs, completion.finish_reason)
+        said, thought = split_answer(ids, self.tokenizer)
+        text = completion.text if thought == "none" else said
+        return Generation(text.strip(), ids, logprobs, completion.finish_reason, thought)
 
-    def _cut(self, completion: Any, stop: Sequence[str]) -> Generation:
+    def _cut(self, completion: Any, stop: Sequence[str], thinking: Thinking) -> Generation:
         """An answer generated without stop texts, ended where ``LanguageModel`` would have ended it."""
-        answer = Answer(stop, self.tokenizer, self.end_ids)
+        answer = Answer(stop, self.tokenizer, self.end_ids, thinking)
         generation = self._generation(completion)
         for token, logprob in zip(generation.token_ids, generation.token_logprobs, strict=True):
             if not answer.extend(token, logprob):

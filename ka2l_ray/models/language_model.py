@@ -26,19 +26,25 @@ from ka2l_ray.errors import UserError
 from ka2l_ray.models.architecture import decoder_blocks, text_config, text_decoder
 from ka2l_ray.models.batching import batches_by_length, enough_tokens
 from ka2l_ray.models.model_files import check_is_model, end_token_ids, load_adapter, load_model, model_dtype
+from ka2l_ray.models.thinking import CLOSING, NO_THINKING, Thinking, Thought, split_answer
 from ka2l_ray.world import bundled_path
 
+MARK_TOKENS = 64  # hold the longest closing mark, spelled out
 LEAST_PREFIX = 16  # tokens: a shorter shared beginning is not worth a forward pass of its own
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One sampled answer. Log-probabilities are those of the model before temperature, nats."""
+    """One sampled answer. Log-probabilities are those of the model before temperature, nats.
+
+    ``text`` is without a think block, the tokens are all that was sampled.
+    """
 
     text: str
     token_ids: list[int]
     token_logprobs: list[float]
     finish_reason: str
+    thought: Thought = "none"
 
 
 class _DeepestLayerReached(Exception):
@@ -131,6 +137,7 @@ class LanguageModel:
         stop: Sequence[str] = (),
         top_ps: Sequence[float] | None = None,
         top_ks: Sequence[int] | None = None,
+        thinking: Thinking = NO_THINKING,
         batch_tokens: int = 65536,
     ) -> list[list[Generation]]:
         """Samples ``len(temperatures)`` answers a prompt, in batches of similar length.
@@ -143,13 +150,15 @@ class LanguageModel:
             stop: an answer ends before any of these texts.
             top_ps: (samples,) probability of the likeliest tokens that each sample is drawn from; None: 1, of all.
             top_ks: (samples,) number of the likeliest tokens that each sample is drawn from; None: 0, of all.
+            thinking: where answers may begin with a think block.
             batch_tokens: cache entries of one batch.
         """
         results: dict[int, list[Generation]] = {}
         fan_out = len(temperatures)
         how = Sampling.of_samples(temperatures, top_ps, top_ks, self.device)
         for rows in batches_by_length([len(p) for p in prompts_ids], batch_tokens, fan_out, max_tokens, enough=None):
-            batch = self._sample_batch([prompts_ids[i] for i in rows], [seeds[i] for i in rows], how, max_tokens, stop)
+            answers = [Answer(stop, self.tokenizer, self.end_ids, thinking) for _ in range(len(rows) * fan_out)]
+            batch = self._sample_batch([prompts_ids[i] for i in rows], [seeds[i] for i in rows], how, max_tokens, answers)
             results.update(zip(rows, batch, strict=True))
         return [results[i] for i in range(len(prompts_ids))]
 
@@ -159,7 +168,7 @@ class LanguageModel:
         seeds: list[Sequence[int]],
         how: Sampling,
         max_tokens: int,
-        stop: Sequence[str],
+        answers: list[Answer],
     ) -> list[list[Generation]]:
         fan_out = len(how.temperature_S)
         input_ids_BT, mask_BT = self._pad(prompts_ids, side="left")
@@ -184,7 +193,6 @@ class LanguageModel:
         uniform_RT = torch.from_numpy(
             np.stack([np.random.Generator(np.random.Philox(key=s)).random(max_tokens) for row in seeds for s in row])
         ).to(self.device)
-        answers = [Answer(stop, self.tokenizer, self.end_ids) for _ in range(len(prompts_ids) * fan_out)]
         live = torch.arange(len(answers))  # indices stay on the host: a model over several GPUs has no one device
         for step in range(max_tokens):
             token_R, logprob_R = sample_tokens(logits_RV, uniform_RT[live, step], how.of(live % fan_out))
@@ -348,12 +356,13 @@ def _at(hidden_BTD: Tensor, where: Any, device: torch.device) -> Tensor:
 class Answer:
     """One answer as it grows."""
 
-    def __init__(self, stop: Sequence[str], tokenizer: Any, end_ids: set[int]) -> None:
-        self.stop, self.tokenizer, self.end_ids = stop, tokenizer, end_ids
+    def __init__(self, stop: Sequence[str], tokenizer: Any, end_ids: set[int], thinking: Thinking = NO_THINKING) -> None:
+        self.stop, self.tokenizer, self.end_ids, self.thinking = stop, tokenizer, end_ids, thinking
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
         self.stopped_at: str | None = None
         self.finish_reason = "length"
+        self.open_until = 0  # tokens that were found to leave a think block open
 
     def extend(self, token: int, logprob: float) -> bool:
         """Add a token; False when the answer has ended."""
@@ -363,7 +372,7 @@ class Answer:
             self.finish_reason = "stop"
             return False
         if self.stop and any(text in self._tail() for text in self.stop):
-            whole = self._decode(self.token_ids).lstrip()
+            whole = self._said()
             cuts = [whole.find(text) for text in self.stop if text in whole]
             if cuts:
                 self.stopped_at, self.finish_reason = whole[: min(cuts)], "stop"
@@ -371,8 +380,22 @@ class Answer:
         return True
 
     def finish(self) -> Generation:
-        text = self.stopped_at if self.stopped_at is not None else self._decode(self.token_ids)
-        return Generation(text.strip(), self.token_ids, self.logprobs, self.finish_reason)
+        text, thought = split_answer(self.token_ids, self.tokenizer, self.thinking.opened)
+        if self.stopped_at is not None and (self.thinking.strip or thought == "none"):
+            text = self.stopped_at
+        return Generation(text.strip(), self.token_ids, self.logprobs, self.finish_reason, thought)
+
+    def _said(self) -> str:
+        """What stop texts are sought in, from its first word on: nothing while a model that may think does so."""
+        if not self.thinking.strip:
+            return self._decode(self.token_ids).lstrip()
+        since = max(0, self.open_until - MARK_TOKENS)
+        if self.open_until and not CLOSING.search(self.tokenizer.decode(self.token_ids[since:])):
+            self.open_until = len(self.token_ids)
+            return ""
+        text, thought = split_answer(self.token_ids, self.tokenizer, self.thinking.opened)
+        self.open_until = len(self.token_ids) if thought == "open" else 0
+        return text.lstrip()
 
     def _tail(self) -> str:
         """The last few tokens' text: enough to hold the longest stop text."""
