@@ -17,7 +17,7 @@ from ka2l_ray import schema
 from ka2l_ray.actors.vllm_engine import VLLM_MOST_SAMPLES, EngineLost, VLLMEngine, require_vllm
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.models.language_model import Generation, LanguageModel
+from ka2l_ray.models.language_model import SPREAD, Generation, LanguageModel
 from ka2l_ray.models.model_files import adapter_rank, check_is_model, model_identity
 from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.schema import Position
@@ -255,7 +255,7 @@ class LanguageModelActor:
             if role.backend == "vllm":
                 self.engine = VLLMEngine(role.base, role.engine, lora_rank=role.lora_rank, layers=role.layers)
             else:
-                self.engine = LanguageModel(role.base)
+                self.engine = LanguageModel(role.base, device=SPREAD)
             self.prompter = Prompter(self.engine.tokenizer, role.prompt)
         return self.engine
 

@@ -13,7 +13,7 @@ import torch
 from ka2l_ray import schema
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.errors import UserError
-from ka2l_ray.models.language_model import LanguageModel
+from ka2l_ray.models.language_model import SPREAD, LanguageModel
 from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.probes import p_unknown, probe_from_bytes
 from ka2l_ray.store.storage import Storage
@@ -36,7 +36,7 @@ class ScoreBatch:
         threads: int,
     ) -> None:
         torch.set_num_threads(threads)
-        self.language_model = LanguageModel(model.base, adapter=model.adapter)
+        self.language_model = LanguageModel(model.base, adapter=model.adapter, device=SPREAD)
         self.prompter = Prompter(self.language_model.tokenizer, model.prompt)
         self.next_token_entropy = next_token_entropy
         self.exclude = pa.array(sorted(exclude), pa.string())

@@ -18,18 +18,27 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, DynamicCache
+from transformers import AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from ka2l_ray.config import ModelConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.architecture import decoder_blocks, text_config, text_decoder
 from ka2l_ray.models.batching import batches_by_length, enough_tokens
-from ka2l_ray.models.model_files import check_is_model, end_token_ids, load_adapter, load_model, model_dtype
+from ka2l_ray.models.model_files import (
+    check_is_loaded_model,
+    check_is_model,
+    end_token_ids,
+    load_adapter,
+    load_model,
+    model_dtype,
+)
 from ka2l_ray.models.thinking import CLOSING, NO_THINKING, Thinking, Thought, split_answer
+from ka2l_ray.seeds import prompt_seeds
 from ka2l_ray.world import bundled_path
 
 MARK_TOKENS = 64  # hold the longest closing mark, spelled out
+SPREAD = "spread"  # the device of a model over several GPUs
 LEAST_PREFIX = 16  # tokens: a shorter shared beginning is not worth a forward pass of its own
 
 
@@ -70,24 +79,43 @@ class LanguageModel:
     """Model, tokenizer and adapter on one device."""
 
     def __init__(self, config: ModelConfig, *, adapter: str | None = None, device: str | None = None) -> None:
+        """Load a model.
+
+        Args:
+            adapter: directory of a LoRA adapter.
+            device: as torch names it; ``spread``: its blocks are put on all GPUs that this process sees, in turn; left out: the
+                first GPU, or the CPU where there is none.
+        """
         path = bundled_path(config.path)
         check_is_model(config)
-        self.name = config.path
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-        self.tokenizer = AutoTokenizer.from_pretrained(path, **source)
-        dtype = model_dtype(config.dtype, self.device)
-        # A replica that holds several GPUs puts its blocks on them in turn.
-        spread = {"device_map": "auto"} if self.device.type == "cuda" and torch.cuda.device_count() > 1 else {}
-        self.model: Any = load_model(config, dtype=dtype, **spread)
-        if not spread:
-            self.model.to(self.device)
+        spread = device == SPREAD and torch.cuda.device_count() > 1
+        at = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device in (None, SPREAD) else device)
+        model = load_model(config, dtype=model_dtype(config.dtype, at), **({"device_map": "auto"} if spread else {}))
+        self._hold(model if spread else model.to(at), AutoTokenizer.from_pretrained(path, **source), config.path, at)
         self.model.eval()
-        self.dtype = dtype
-        self.prefill_tokens = 0
-        self.adapter_key: str | None = None
         if adapter is not None:
             self.use_adapter(adapter, adapter)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Self:
+        """A transformers or PEFT model that is loaded already, where it is and as it is, its active adapter included.
+
+        Nothing about it is changed: put it in evaluation mode around what is asked of it (``models.lent.as_it_was``).
+
+        Raises:
+            UserError: it is no causal language model, or its tokenizer is missing.
+        """
+        check_is_loaded_model(model, tokenizer)
+        found = cls.__new__(cls)
+        found._hold(model, tokenizer, model.config.name_or_path or type(model).__name__, model.device)
+        return found
+
+    def _hold(self, model: Any, tokenizer: Any, name: str, device: torch.device) -> None:
+        self.model, self.tokenizer, self.name, self.device = model, tokenizer, name, device
+        self.dtype: torch.dtype = model.dtype
+        self.prefill_tokens = 0
+        self.adapter_key: str | None = None
 
     def use_adapter(self, path: str | None, key: str | None) -> None:
         """Answer with the adapter at ``path``, known by ``key``, or with none; the base model stays where it is.
@@ -130,7 +158,7 @@ class LanguageModel:
     def generate(
         self,
         prompts_ids: Sequence[Sequence[int]],
-        seeds: Sequence[Sequence[int]],
+        seeds: int | Sequence[Sequence[int]],
         temperatures: Sequence[float],
         *,
         max_tokens: int,
@@ -144,7 +172,8 @@ class LanguageModel:
 
         Args:
             prompts_ids: token ids of each prompt.
-            seeds: (prompts, samples) 64-bit seeds; a sample's random numbers depend on its own seed alone.
+            seeds: (prompts, samples) 64-bit seeds; a sample's random numbers depend on its own seed alone. One number: each
+                sample's derives from it, the prompt's tokens and the sample's place among that prompt's.
             temperatures: (samples,) of each sample.
             max_tokens: longest answer.
             stop: an answer ends before any of these texts.
@@ -156,6 +185,8 @@ class LanguageModel:
         results: dict[int, list[Generation]] = {}
         fan_out = len(temperatures)
         how = Sampling.of_samples(temperatures, top_ps, top_ks, self.device)
+        if isinstance(seeds, int):
+            seeds = [prompt_seeds(seeds, ids, fan_out) for ids in prompts_ids]
         for rows in batches_by_length([len(p) for p in prompts_ids], batch_tokens, fan_out, max_tokens, enough=None):
             answers = [Answer(stop, self.tokenizer, self.end_ids, thinking) for _ in range(len(rows) * fan_out)]
             batch = self._sample_batch([prompts_ids[i] for i in rows], [seeds[i] for i in rows], how, max_tokens, answers)

@@ -44,6 +44,23 @@ def check_is_model(config: ModelConfig) -> PreTrainedConfig:
     return found
 
 
+def check_is_loaded_model(model: Any, tokenizer: Any) -> None:
+    """Raise a UserError unless ``model`` is a loaded causal language model of transformers or PEFT, given with its tokenizer."""
+    kind = type(model).__name__
+    if not isinstance(getattr(model, "config", None), PretrainedConfig) or not isinstance(model, nn.Module):
+        raise UserError(f"a {kind} is no language model; give a path, a hub name, or a loaded transformers or PEFT model")
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise UserError(f"{kind}: its adapter adds tokens to the prompt; give a model with LoRA, or without an adapter")
+    generates = getattr(base, "can_generate", lambda: False)() and base.get_output_embeddings() is not None
+    if not generates or base.config.is_encoder_decoder:
+        raise UserError(
+            f"{type(base).__name__} is no causal language model; load it with transformers' AutoModelForCausalLM.from_pretrained"
+        )
+    if tokenizer is None:
+        raise UserError(f"{kind}: a loaded model comes with its tokenizer; give it as the second argument, tokenizer=")
+
+
 @cache
 def model_identity(config: ModelConfig) -> dict[str, Any]:
     """What decides a base model's outputs: its files' digests (local), or its commit (hub); and the dtype asked for.
