@@ -169,7 +169,7 @@ class EntropyConfig(Section):
 
 class ProbeConfig(Section):
     kind: Literal["mlp", "linear"] = "mlp"
-    """``mlp`` is KA2L's (4 linear layers, 1 SiLU); ``linear`` is logistic regression."""
+    """``mlp`` is KA2L's (4 linear layers, 1 SiLU); ``linear`` is logistic regression, which takes no further settings."""
     hidden_width: int = Field(14336, ge=1)
     """Inner width of ``mlp``."""
     learning_rate: float = Field(1e-5, gt=0)

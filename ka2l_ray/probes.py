@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,12 +18,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from ka2l_ray.config import ProbeConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.questions import normalize_question
+from ka2l_ray.seeds import derive_seed
 from ka2l_ray.uncertainty.ranking import auroc
 
 Kind = Literal["mlp", "linear"]
 Part = Literal["train", "validation", "test"]
+DEFAULTS = ProbeConfig()
 
 
 class MLPProbe(nn.Module):
@@ -127,25 +130,29 @@ def fit_probe(
     states: NDArray[np.floating],
     labels: NDArray[np.int8],
     *,
-    layer: int,
-    kind: Kind,
-    hidden_width: int,
-    learning_rate: float,
-    epochs: int,
-    batch_size: int,
-    seed: int,
     validation: tuple[NDArray[np.floating], NDArray[np.int8]],
+    layer: int = 0,
+    kind: Kind = DEFAULTS.kind,
+    hidden_width: int = DEFAULTS.hidden_width,
+    learning_rate: float = DEFAULTS.learning_rate,
+    epochs: int = DEFAULTS.epochs,
+    batch_size: int = DEFAULTS.batch_size,
+    seed: int = 0,
     device: str = "cpu",
     on_epoch: Callable[[int, float], None] | None = None,
 ) -> tuple[nn.Module, LayerFit]:
-    """Fit one layer's probe with cross-entropy and Adam.
+    """Fit one layer's probe: ``mlp`` with cross-entropy and Adam, ``linear`` by ridge logistic regression.
 
     Args:
         states: (n, d) training states.
         labels: (n,) 1 unknown, 0 known.
         validation: states and labels that choose among layers.
+        hidden_width: of ``mlp``, as are learning rate, epochs, batch size and seed: ``linear`` converges, whatever the seed.
         on_epoch: told (epoch, mean training loss in nats) after each pass.
     """
+    if kind == "linear":
+        line = logistic_regression(states, labels)
+        return line, _judged(line, layer, validation, _loss(labels, _predict(line, states)))
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -166,11 +173,89 @@ def fit_probe(
         mean_loss = total / len(x_ND)
         if on_epoch is not None:
             on_epoch(epoch, mean_loss)
-    p = p_unknown(probe, torch.from_numpy(np.asarray(validation[0], np.float32)).to(device)).cpu().numpy()
-    truth = validation[1]
-    picked = np.where(truth == 1, p, 1 - p).clip(1e-12, 1)
-    fit = LayerFit(layer, auroc(truth, p), float(((p >= 0.5) == truth).mean()), float(-np.log(picked).mean()), mean_loss)
-    return probe.cpu().eval(), fit
+    probe = probe.cpu().eval()
+    return probe, _judged(probe, layer, validation, mean_loss)
+
+
+def fit_layers(
+    states: Mapping[int, NDArray[np.floating]],
+    labels: NDArray[np.int8],
+    *,
+    validation: NDArray[np.bool_],
+    seed: int = 0,
+    **how: Any,
+) -> tuple[nn.Module, LayerFit, list[LayerFit]]:
+    """One probe a layer: the probe that does best on validation, how well it does, and how well each layer's does.
+
+    Args:
+        states: (n, d) of each layer.
+        labels: (n,) 1 unknown, 0 known.
+        validation: (n,) the rows that choose among layers; the others are fitted on.
+        how: further arguments of ``fit_probe``.
+    """
+    best: tuple[nn.Module, LayerFit] | None = None
+    fits = []
+    for layer, rows in states.items():
+        held_out = (rows[validation], labels[validation])
+        layer_seed = derive_seed(seed, "probe", layer) % 2**63
+        probe, fit = fit_probe(rows[~validation], labels[~validation], validation=held_out, layer=layer, seed=layer_seed, **how)
+        fits.append(fit)
+        if best is None or better(fit, best[1]):
+            best = probe, fit
+    assert best is not None
+    return *best, fits
+
+
+def logistic_regression(states: NDArray[np.floating], labels: NDArray[np.int8] | NDArray[np.bool_]) -> LinearProbe:
+    """Maximum likelihood on standardised states with the ridge of scikit-learn's default (C = 1), by L-BFGS to convergence.
+
+    The standardisation goes into the weights: the probe takes states as they are.
+
+    Args:
+        states: (n, d).
+        labels: (n,) 1 or True: the second class.
+    """
+    x_ND = torch.from_numpy(np.asarray(states, np.float32))
+    y_N = torch.from_numpy(np.asarray(labels, np.float32))
+    mean_D = x_ND.mean(0)
+    scale_D = x_ND.std(0, correction=0).clamp(min=1e-6)
+    x_ND = (x_ND - mean_D) / scale_D
+    weight_D = torch.zeros(x_ND.shape[1], requires_grad=True)
+    bias = torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight_D, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        total = nn.functional.binary_cross_entropy_with_logits(x_ND @ weight_D + bias, y_N, reduction="sum")
+        total = (total + 0.5 * (weight_D**2).sum()) / len(x_ND)
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    probe = LinearProbe(x_ND.shape[1])
+    slope_D = weight_D.detach().double() / scale_D.double()
+    offset = bias.detach().double() - slope_D @ mean_D.double()
+    with torch.no_grad():
+        probe.head.weight.copy_(torch.stack([-slope_D, slope_D]) / 2)
+        probe.head.bias.copy_(torch.stack([-offset, offset]) / 2)
+    return probe.eval()
+
+
+def _predict(probe: nn.Module, states: NDArray[np.floating]) -> NDArray[np.float32]:
+    p_N: NDArray[np.float32] = p_unknown(probe, torch.from_numpy(np.asarray(states, np.float32))).numpy()
+    return p_N
+
+
+def _loss(truth: NDArray[np.int8], p: NDArray[np.float32]) -> float:
+    """Mean cross-entropy, nats."""
+    return float(-np.log(np.where(truth == 1, p, 1 - p).clip(1e-12, 1)).mean())
+
+
+def _judged(
+    probe: nn.Module, layer: int, validation: tuple[NDArray[np.floating], NDArray[np.int8]], train_loss: float
+) -> LayerFit:
+    truth, p = validation[1], _predict(probe, validation[0])
+    return LayerFit(layer, auroc(truth, p), float(((p >= 0.5) == truth).mean()), _loss(truth, p), train_loss)
 
 
 @torch.inference_mode()

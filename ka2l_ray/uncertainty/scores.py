@@ -15,9 +15,9 @@ from itertools import combinations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from ka2l_ray.evaluation import rouge_l
+from ka2l_ray.probes import logistic_regression, p_unknown
 from ka2l_ray.questions import normalize_question
 from ka2l_ray.semantics.entropy import bias_corrected_entropy, rao_semantic_entropy, regular_entropy, semantic_entropy
 from ka2l_ray.uncertainty.ranking import auroc
@@ -170,43 +170,18 @@ def cross_fitted_regression(
             fitting = rest & ~choosing
             losses = {}
             for layer in layers:
-                found = _regress(states[layer][fitting], truth[fitting])(states[layer][choosing])
+                found = _regress(states[layer], truth, fitting, choosing)
                 chance = np.where(truth[choosing], found, 1 - found)
                 losses[layer] = float(-np.log(chance.clip(1e-12)).mean())
             layers = [min(layers, key=losses.__getitem__)]
-        p[test] = _regress(states[layers[0]][rest], truth[rest])(states[layers[0]][test])
+        p[test] = _regress(states[layers[0]], truth, rest, test)
     return p
 
 
-class _Regression:
-    """Logistic regression on standardised features."""
-
-    def __init__(self, mean_D: Tensor, scale_D: Tensor, weight_D: Tensor, bias: Tensor) -> None:
-        self.mean_D, self.scale_D, self.weight_D, self.bias = mean_D, scale_D, weight_D, bias
-
-    def __call__(self, states: NDArray[np.floating]) -> NDArray[np.float64]:
-        x_ND = (torch.from_numpy(np.asarray(states, np.float32)) - self.mean_D) / self.scale_D
-        found: NDArray[np.float64] = torch.sigmoid(x_ND @ self.weight_D + self.bias).double().numpy()
-        return found
-
-
-def _regress(states: NDArray[np.floating], truth: NDArray[np.bool_]) -> _Regression:
-    """Maximum likelihood with the ridge of scikit-learn's default (C = 1), by L-BFGS."""
-    x_ND = torch.from_numpy(np.asarray(states, np.float32))
-    y_N = torch.from_numpy(np.asarray(truth, np.float32))
-    mean_D = x_ND.mean(0)
-    scale_D = x_ND.std(0, correction=0).clamp(min=1e-6)
-    x_ND = (x_ND - mean_D) / scale_D
-    weight_D = torch.zeros(x_ND.shape[1], requires_grad=True)
-    bias = torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight_D, bias], max_iter=200, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        total = nn.functional.binary_cross_entropy_with_logits(x_ND @ weight_D + bias, y_N, reduction="sum")
-        total = (total + 0.5 * (weight_D**2).sum()) / len(x_ND)
-        total.backward()
-        return total
-
-    optimizer.step(loss)
-    return _Regression(mean_D, scale_D, weight_D.detach(), bias.detach())
+def _regress(
+    states: NDArray[np.floating], truth: NDArray[np.bool_], fitting: NDArray[np.bool_], judged: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """p(truth) of the rows ``judged``, by the logistic regression of the rows ``fitting``."""
+    probe = logistic_regression(states[fitting], truth[fitting])
+    found: NDArray[np.float64] = p_unknown(probe, torch.from_numpy(np.asarray(states[judged], np.float32))).double().numpy()
+    return found

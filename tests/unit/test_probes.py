@@ -23,7 +23,9 @@ from ka2l_ray.probes import (
     better,
     check_finite,
     check_labels,
+    fit_layers,
     fit_probe,
+    logistic_regression,
     make_probe,
     p_unknown,
     probe_from_bytes,
@@ -251,3 +253,37 @@ def test_the_better_layer_has_more_auroc_then_less_loss_then_comes_first() -> No
     assert better(fit, LayerFit(1, 0.9, 0.99, 0.5, 0.0))
     assert better(fit, LayerFit(6, 0.9, 0.99, 0.4, 0.0))
     assert not better(fit, fit)
+
+
+def test_fitting_a_probe_takes_states_labels_and_what_validates() -> None:
+    probe, fit = fit_probe(*separable(60), validation=separable(20, seed=1), hidden_width=16)
+    assert isinstance(probe, MLPProbe)
+    assert (fit.layer, fit.validation_auroc > 0) == (0, True)
+
+
+def test_the_linear_probe_is_the_maximum_likelihood_with_a_ridge_on_standardised_states() -> None:
+    """Its gradient, computed apart from it in float64, is zero; the probe takes states as they are, far from zero or not."""
+    states, labels = separable(80)
+    states = states * np.linspace(0.01, 100, 8, dtype=np.float32) + 50
+    probe = logistic_regression(states, labels)
+    weight = (probe.head.weight[1] - probe.head.weight[0]).detach().double().numpy()
+    bias = float((probe.head.bias[1] - probe.head.bias[0]).detach())
+    x = states.astype(np.float64)
+    scale = x.std(0)
+    p = 1 / (1 + np.exp(-(x @ weight + bias)))
+    gradient = ((p - labels) @ ((x - x.mean(0)) / scale) + weight * scale, (p - labels).sum())
+    assert max(np.abs(gradient[0]).max(), abs(gradient[1])) < 0.02
+    np.testing.assert_allclose(p_unknown(probe, torch.from_numpy(states)).numpy(), p, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
+def test_of_several_layers_the_one_that_validates_best_is_chosen(kind: str) -> None:
+    states, labels = separable(200)
+    noise = np.random.default_rng(3).normal(size=states.shape).astype(np.float32)
+    validation = np.arange(200) >= 140
+    how = {"hidden_width": 32, "learning_rate": 1e-2}
+    probe, chosen, fits = fit_layers({0: noise, 4: states, 9: -noise}, labels, validation=validation, kind=kind, **how)
+    assert chosen.layer == 4
+    assert [fit.layer for fit in fits] == [0, 4, 9]
+    assert max(fits, key=lambda fit: fit.validation_auroc) == chosen
+    assert (((p_unknown(probe, torch.from_numpy(states)) >= 0.5).numpy()) == labels).mean() > 0.98
