@@ -6,13 +6,14 @@ columns it needs. No gold answer is among them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ka2l_ray.errors import UserError
+from ka2l_ray.seeds import generator
 
 Columns = dict[str, NDArray[np.float64]]
 Choice = tuple[NDArray[np.int64], NDArray[np.float64]]
@@ -45,25 +46,29 @@ def strategy(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
-def select(name: str, columns: Columns, budget: int, generator: np.random.Generator) -> Choice:
+def select(name: str, columns: Mapping[str, ArrayLike], budget: int, seed: int | np.random.Generator) -> Choice:
     """``budget`` distinct rows in order of choice, and the score behind each (NaN: drawn at random).
 
     Args:
         name: a strategy.
-        columns: equally long columns of the unlabelled pool; those that the strategy needs must be there, without NaN.
+        columns: equally long columns of the unlabelled pool (arrays, lists, Series, a DataFrame of them); those that the
+            strategy needs must be there, without NaN.
         budget: labels to spend, at most the number of rows.
+        seed: of draws and ties; or a generator to draw from.
 
     Raises:
         UserError: unknown strategy, a column missing, or a budget beyond the pool.
     """
     chosen = strategy(name)
+    arrays = {name: np.asarray(values) for name, values in columns.items()}
     for column in chosen.needs:
-        if column not in columns or np.isnan(columns[column]).any():
+        if column not in arrays or np.isnan(arrays[column].astype(np.float64)).any():
             raise UserError(f"strategy '{name}' needs the column '{column}' for every question; score the pool with it first")
-    rows = len(next(iter(columns.values())))
+    rows = len(next(iter(arrays.values())))
     if budget > rows:
         raise UserError(f"the budget is {budget} labels, the unlabelled pool has {rows} questions; lower selection.budget")
-    indices, scores = chosen.choose(columns, budget, generator)
+    draw = seed if isinstance(seed, np.random.Generator) else generator(seed)
+    indices, scores = chosen.choose(arrays, budget, draw)
     assert len(set(indices.tolist())) == len(indices) == budget
     return indices, scores
 

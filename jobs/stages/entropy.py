@@ -27,7 +27,6 @@ from ka2l_ray.semantics.judges import NLI_MODEL, label_verdicts
 from ka2l_ray.semantics.texts import load_encoder_config
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage
-from ka2l_ray.world import bundled_path
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +120,7 @@ def verdict_identity(config: EntropyConfig) -> dict[str, Any]:
     """What of the configuration decides a verdict on two texts."""
     judge: dict[str, Any] = {"judge": config.judge}
     if config.judge == "nli":
-        label_verdicts(load_encoder_config(bundled_path(config.nli_model), NLI_MODEL), config.nli_model)
+        label_verdicts(load_encoder_config(config.nli_model, NLI_MODEL), config.nli_model)
         return judge | {"nli_model": model_identity(ModelConfig(path=config.nli_model))}
     if config.judge == "embedding":
         load_encoder_config(config.encoder, SENTENCE_ENCODER)

@@ -49,8 +49,9 @@ def check_is_loaded_model(model: Any, tokenizer: Any) -> None:
     kind = type(model).__name__
     if not isinstance(getattr(model, "config", None), PretrainedConfig) or not isinstance(model, nn.Module):
         raise UserError(f"a {kind} is no language model; give a path, a hub name, or a loaded transformers or PEFT model")
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+    whole: Any = model
+    base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
+    if getattr(getattr(whole, "active_peft_config", None), "is_prompt_learning", False):
         raise UserError(f"{kind}: its adapter adds tokens to the prompt; give a model with LoRA, or without an adapter")
     generates = getattr(base, "can_generate", lambda: False)() and base.get_output_embeddings() is not None
     if not generates or base.config.is_encoder_decoder:

@@ -171,6 +171,8 @@ def cluster_answers(
         audited: questions of which every pair of texts is judged, to count the triples that are not transitive:
             clustering alone never asks for all three sides of one.
     """
+    questions = list(questions)  # a Series is read by place, not by its index
+    answer_lists = [list(row) for row in answer_lists]
     if not all(answer_lists):
         raise ValueError("a question without answers has no clusters; leave it out")
     counts = [Counts(empty_answers=sum(map(_is_empty, row))) for row in answer_lists]

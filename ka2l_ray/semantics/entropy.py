@@ -12,17 +12,27 @@ from numpy.typing import NDArray
 KA2L_THRESHOLD = 0.5
 
 
-def semantic_entropy(cluster_ids: Sequence[int]) -> float:
+def semantic_entropy(cluster_ids: Sequence[int] | NDArray[np.integer]) -> float:
     """-sum_c (|c|/N) ln(|c|/N) over the clusters of N answers, in nats (KA2L Eq. 2).
 
     For N = 10: {10} 0; {9,1} 0.3251; {8,2} 0.5004; all distinct 2.3026.
     """
-    if not cluster_ids:
+    return _entropy_of_sizes(_sizes(cluster_ids))
+
+
+def _sizes(cluster_ids: Sequence[int] | NDArray[np.integer]) -> list[int]:
+    """Of the clusters of one question's answers: a list, an array, a tensor or a Series of (n,) ids."""
+    ids = np.asarray(cluster_ids)
+    if not ids.size:
         raise ValueError("semantic entropy of no answers is not defined")
-    return _entropy_of_sizes(Counter(cluster_ids).values())
+    if ids.ndim != 1:
+        raise ValueError(f"semantic entropy is of one question's answers; these cluster ids have the shape {ids.shape}")
+    return sorted(Counter(ids.tolist()).values())
 
 
-def rao_semantic_entropy(cluster_ids: Sequence[int], log_likelihoods: Sequence[float]) -> float:
+def rao_semantic_entropy(
+    cluster_ids: Sequence[int] | NDArray[np.integer], log_likelihoods: Sequence[float] | NDArray[np.floating]
+) -> float:
     """-sum_c p(c) ln p(c), nats, where a meaning's probability is the share of its answers' likelihoods in all of them.
 
     Farquhar et al. (Nature 630, 2024), Eq. 5, with length-normalised likelihoods as in their code (``sum_normalized``).
@@ -38,7 +48,7 @@ def rao_semantic_entropy(cluster_ids: Sequence[int], log_likelihoods: Sequence[f
     return _entropy_of_sizes(np.bincount(cluster, weights))
 
 
-def regular_entropy(log_likelihoods: Sequence[float]) -> float:
+def regular_entropy(log_likelihoods: Sequence[float] | NDArray[np.floating]) -> float:
     """-mean of the answers' log-likelihoods, nats: the Monte Carlo estimate of predictive entropy (Malinin and Gales, 2021).
 
     Args:
@@ -49,16 +59,14 @@ def regular_entropy(log_likelihoods: Sequence[float]) -> float:
     return float(-np.mean(log_likelihoods))
 
 
-def bias_corrected_entropy(cluster_ids: Sequence[int]) -> float:
+def bias_corrected_entropy(cluster_ids: Sequence[int] | NDArray[np.integer]) -> float:
     """Semantic entropy, nats, with meanings that were not drawn allowed for (Chao and Shen, Environ. Ecol. Stat. 10, 2003).
 
     The plain estimate is too low for few answers. Shares are scaled by Good's coverage, C = 1 - singletons/N, and each term is
     divided by its chance to be seen at all, 1 - (1 - C p)^N. All distinct: one singleton is taken for a doubleton, else C is 0.
     """
-    n = len(cluster_ids)
-    if not n:
-        raise ValueError("semantic entropy of no answers is not defined")
-    sizes = np.array(sorted(Counter(cluster_ids).values()))
+    sizes = np.array(_sizes(cluster_ids))
+    n = int(sizes.sum())
     singletons = int((sizes == 1).sum())
     coverage = 1 - (singletons - (singletons == n)) / n
     shares = coverage * sizes / n

@@ -48,17 +48,21 @@ class NLIJudge:
     ``real_tokens`` and ``padded_tokens`` count what went through the model without and with padding.
 
     Args:
+        path: directory, hub name, or ``bundled:judge``.
         batch_tokens: padded tokens of one forward pass.
+        device: as torch names it; left out: the first GPU, or the CPU where there is none.
     """
 
     symmetric = False
 
-    def __init__(self, path: str, *, batch_tokens: int = 4096, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self, path: str, *, batch_tokens: int = 4096, trust_remote_code: bool = False, device: str | None = None
+    ) -> None:
         config = load_encoder_config(path, NLI_MODEL, trust_remote_code)
-        self.path = path
         labels = label_verdicts(config, path)
+        self.path = path = bundled_path(path)
         self.labels = [labels[i] for i in range(len(labels))]
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.texts = Texts(path, config, trust_remote_code)
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
         self.model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -225,7 +229,7 @@ def make_judge(config: EntropyConfig) -> Judge:
     if config.judge == "exact":
         return ExactJudge()
     if config.judge == "nli":
-        return NLIJudge(bundled_path(config.nli_model), batch_tokens=config.batch_tokens)
+        return NLIJudge(config.nli_model, batch_tokens=config.batch_tokens)
     if config.judge == "embedding":
         return EmbeddingJudge(config.encoder, threshold=config.similarity, batch_tokens=config.batch_tokens)
     assert config.llm_model is not None

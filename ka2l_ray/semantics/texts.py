@@ -9,12 +9,13 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.batching import batches_by_length
+from ka2l_ray.world import bundled_path
 
 
 def load_encoder_config(path: str, what: str, trust_remote_code: bool = False) -> PretrainedConfig:
     """The configuration of the model at ``path``; a UserError says that there is no ``what``."""
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config: PretrainedConfig = AutoConfig.from_pretrained(bundled_path(path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no {what} there ({str(error).splitlines()[0]})") from None
     return config

@@ -65,7 +65,7 @@ def plain_tokenizer() -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="session")
 def judge() -> NLIJudge:
     """The bundled NLI judge, strict."""
-    return NLIJudge(bundled_path("bundled:judge"))
+    return NLIJudge("bundled:judge")
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,3 +114,13 @@ def test_columns_that_a_strategy_does_not_need_may_have_gaps() -> None:
 def test_no_strategy_is_given_a_gold_answer() -> None:
     gold = {"answers", "target", "exact_match", "known_before", "label"}
     assert not gold & {column for s in STRATEGIES.values() for column in s.needs}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_columns_may_be_a_filtered_frame_and_the_seed_a_number(name: str) -> None:
+    frame = pd.DataFrame({"question": list("abcdef"), **COLUMNS}, index=range(10, 16))
+    kept = frame[frame.p_unknown < 0.9]
+    indices, scores = select(name, kept, 2, 5)
+    again, same = select(name, {column: kept[column].to_numpy() for column in COLUMNS}, 2, generator(5))
+    assert indices.tolist() == again.tolist()
+    np.testing.assert_array_equal(scores, same)

@@ -6,6 +6,8 @@ import random
 from collections.abc import Sequence
 from itertools import combinations, product
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +24,7 @@ from ka2l_ray.semantics.clustering import (
     transitivity,
 )
 from ka2l_ray.semantics.entropy import semantic_entropy
+from ka2l_ray.semantics.judges import ExactJudge
 
 TEXTS = "ABCDEFG"
 POLICIES: list[Policy] = ["founder_last", "founder_first"]
@@ -286,3 +289,12 @@ def test_a_judge_that_is_not_transitive_is_found_out(policy: Policy) -> None:
     judge = RelationJudge(Relation.same("AB", "BC"))
     results = cluster_answers(["Q?"] * 6, [list(order) for order in orders], judge, policy=policy, audited=range(6))
     assert sum(result.non_transitive_triples for result in results) == 6
+
+
+def test_a_filtered_series_is_read_by_place_whatever_its_index() -> None:
+    frame = pd.DataFrame({"question": ["a?", "b?", "c?"], "answers": [["x"], ["y", "y", "z"], ["u", "v"]]}, index=[7, 8, 9])
+    kept = frame[frame.question != "a?"]
+    found = cluster_answers(kept.question, kept.answers, ExactJudge())
+    assert [each.cluster_ids for each in found] == [[0, 0, 1], [0, 1]]
+    array = cluster_answers(np.array(["b?"]), np.array([["y", "y", "z"]]), ExactJudge())
+    assert array[0].cluster_ids == [0, 0, 1]

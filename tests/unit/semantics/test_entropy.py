@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import logsumexp
@@ -228,3 +231,14 @@ def test_waves_end_where_like_answers_decide_and_with_all() -> None:
     assert waves(5, 0.5) == [2, 5]
     assert waves(2, 0.5) == [2]
     assert waves(10, 100.0) == [2, 4, 10]
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, pd.Series], ids=["array", "tensor", "Series"])
+@pytest.mark.parametrize("entropy", [semantic_entropy, bias_corrected_entropy])
+def test_cluster_ids_may_be_an_array_a_tensor_or_a_series(kind: Any, entropy: Any) -> None:
+    for ids in ([0] * 8 + [1] * 2, [0, 1, 2]):
+        assert entropy(kind(ids)) == entropy(ids)
+    with pytest.raises(ValueError, match="no answers"):
+        entropy(kind([]))
+    with pytest.raises(ValueError, match=r"the shape \(2, 2\)"):
+        entropy(np.array([[0, 1], [0, 0]]))
