@@ -47,7 +47,7 @@ def check_is_model(config: ModelConfig) -> PreTrainedConfig:
 def check_is_loaded_model(model: Any, tokenizer: Any) -> None:
     """Raise a UserError unless ``model`` is a loaded causal language model of transformers or PEFT, given with its tokenizer."""
     kind = type(model).__name__
-    if not isinstance(getattr(model, "config", None), PretrainedConfig) or not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module) or not isinstance(getattr(model, "config", None), PreTrainedConfig):
         raise UserError(f"a {kind} is no language model; give a path, a hub name, or a loaded transformers or PEFT model")
     whole: Any = model
     base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
