@@ -17,9 +17,10 @@ from ka2l_ray import schema
 from ka2l_ray.actors.vllm_engine import VLLM_MOST_SAMPLES, EngineLost, VLLMEngine, require_vllm
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.models.language_model import SPREAD, Generation, LanguageModel
+from ka2l_ray.models.language_model import SPREAD, LanguageModel
 from ka2l_ray.models.model_files import adapter_rank, check_is_model, model_identity
 from ka2l_ray.models.prompts import Prompter
+from ka2l_ray.models.sampling import Generation
 from ka2l_ray.schema import Position
 from ka2l_ray.seeds import derive_seed
 from ka2l_ray.store.storage import Storage

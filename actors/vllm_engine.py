@@ -19,8 +19,8 @@ from transformers import AutoTokenizer
 
 from ka2l_ray.config import EngineConfig, ModelConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.models.language_model import Answer, Generation
 from ka2l_ray.models.model_files import block_linears, check_is_model, end_token_ids, final_norm, generation_config, model_dtype
+from ka2l_ray.models.sampling import Answer, Generation
 from ka2l_ray.models.thinking import NO_THINKING, Thinking, split_answer
 from ka2l_ray.world import bundled_path
 

@@ -10,8 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from ka2l_ray.finetuning.rows import IGNORED
-from ka2l_ray.models.architecture import text_decoder
-from ka2l_ray.models.language_model import vocabulary_logits
+from ka2l_ray.models.architecture import text_decoder, vocabulary_logits
 
 
 class AnswerLoss(nn.Module):

@@ -7,10 +7,12 @@ here is held against the model's own forward pass when a model is loaded (``self
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -54,21 +56,86 @@ def decoder_linears(causal_lm: Any) -> list[str]:
     return [name for name, module in causal_lm.named_modules() if id(module) in inside]
 
 
+def vocabulary_logits(causal_lm: Any, state_ND: Tensor) -> Tensor:
+    """(N, V) logits of final-norm states (N, D), by the model's own code: scaled, multiplied or capped as it does that.
+
+    It runs with its text decoder left out, which hands it the states.
+    """
+    head = causal_lm.get_output_embeddings()
+    given = _Given(state_ND.to(head.weight.device)[None])
+    token_11 = torch.zeros(1, 1, dtype=torch.long, device=causal_lm.get_input_embeddings().weight.device)
+    with _instead_of_decoder(causal_lm, given) as around:
+        logits_NV: Tensor = around(input_ids=token_11, use_cache=False).logits[0]
+    return logits_NV
+
+
+class _Given:
+    """A decoder's output that is there already: its last states; all else that it may hold is None."""
+
+    def __init__(self, hidden_1ND: Tensor) -> None:
+        self.last_hidden_state = hidden_1ND
+
+    def __getitem__(self, index: Any) -> Any:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+@contextmanager
+def _instead_of_decoder(causal_lm: Any, given: Any) -> Iterator[Any]:
+    """The innermost model that has the output embeddings, whose decoder (and what lies between them) gives ``given``."""
+    path, _ = _path_to_blocks(causal_lm)
+    head = causal_lm.get_output_embeddings()
+    inside: list[Any] = []  # from the decoder outwards
+    around = causal_lm
+    for module in reversed(path):
+        others = [child for child in module.children() if not inside or child is not inside[-1]]
+        if any(below is head for other in others for below in other.modules()):
+            around = module
+            break
+        inside.append(module)
+    before = [module.__dict__.get("forward") for module in inside]
+    try:
+        for module in inside:
+            module.forward = lambda *_, **__: given
+        yield around
+    finally:
+        for module, forward in zip(inside, before, strict=True):
+            del module.forward
+            if forward is not None:  # accelerate puts one there
+                module.forward = forward
+
+
 def _decoder_and_blocks(causal_lm: Any) -> tuple[Any, nn.ModuleList | None]:
-    """The blocks are the list of as many modules as there are layers that lies nearest; the decoder is the model around it.
+    """The decoder is the innermost transformers model around the blocks."""
+    path, blocks = _path_to_blocks(causal_lm)
+    return next(module for module in reversed(path) if isinstance(module, PreTrainedModel)), blocks
+
+
+def _path_to_blocks(causal_lm: Any) -> tuple[list[Any], nn.ModuleList | None]:
+    """The modules from ``causal_lm`` down to that which holds the blocks, and these: the nearest list as long as the model has
+    layers. Without such a list, the way to ``get_decoder``.
 
     ``get_decoder`` says where to look first: a vision tower may have as many blocks. It is not always right (Llama 4's gives the
     whole model, ModernBERT's a linear layer).
     """
     n_layers = text_config(causal_lm.config).num_hidden_layers
-    for root in (causal_lm.get_decoder(), causal_lm):
-        queue = deque([(root, root)])
-        while queue:
-            module, around = queue.popleft()
-            for child in module.children():
-                if isinstance(child, nn.ModuleList):
-                    if len(child) == n_layers:
-                        return around, child
-                else:
-                    queue.append((child, child if isinstance(child, PreTrainedModel) else around))
-    return causal_lm.get_decoder(), None
+    paths = _paths(causal_lm)
+    decoder = causal_lm.get_decoder()
+    for root in (decoder, causal_lm):
+        for path in paths:
+            if any(module is root for module in path):
+                for child in path[-1].children():
+                    if isinstance(child, nn.ModuleList) and len(child) == n_layers:
+                        return path, child
+    return next((path for path in paths if path[-1] is decoder), [causal_lm]), None
+
+
+def _paths(causal_lm: Any) -> list[list[Any]]:
+    """To all modules above any list of modules, nearest first."""
+    paths = [[causal_lm]]
+    for path in paths:  # which grows meanwhile
+        paths += [[*path, child] for child in path[-1].children() if not isinstance(child, nn.ModuleList)]
+    return paths

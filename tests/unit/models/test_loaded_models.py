@@ -19,8 +19,9 @@ from transformers import (
 
 from ka2l_ray.config import ModelConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.models.language_model import Generation, LanguageModel
+from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.models.lent import as_it_was
+from ka2l_ray.models.sampling import Generation
 from ka2l_ray.semantics.judges import NLIJudge
 from ka2l_ray.world.facts import World
 
