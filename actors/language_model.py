@@ -17,8 +17,9 @@ from ka2l_ray import schema
 from ka2l_ray.actors.vllm_engine import VLLM_MOST_SAMPLES, EngineLost, VLLMEngine, require_vllm
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
 from ka2l_ray.errors import UserError
+from ka2l_ray.models.adapters import adapter_rank, check_adapter_for_vllm
 from ka2l_ray.models.language_model import SPREAD, LanguageModel
-from ka2l_ray.models.model_files import adapter_rank, check_is_model, model_identity
+from ka2l_ray.models.model_files import check_is_model, model_identity
 from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.models.sampling import Generation
 from ka2l_ray.schema import Position
@@ -91,7 +92,10 @@ class Role:
         backend = engine.hidden_states if method == "hidden_states" else engine.name
         if backend == "transformers":
             return cls(model.base, model.prompt, backend, engine, 0)
-        rank = max(lora_rank, adapter_rank(model.adapter) if model.adapter else 0)
+        rank = lora_rank
+        if model.adapter is not None:
+            check_adapter_for_vllm(model.base, model.adapter)
+            rank = max(rank, adapter_rank(model.adapter))
         layers = None
         if method == "hidden_states":
             layers = tuple(sorted(arguments[0]))

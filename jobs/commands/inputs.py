@@ -16,7 +16,7 @@ from ka2l_ray.config import ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.evaluation import exact_match
 from ka2l_ray.jobs.stages.questions import ROWS_PER_PART, answer_key, input_key, questions
-from ka2l_ray.models.model_files import check_adapter
+from ka2l_ray.models.adapters import check_adapter
 from ka2l_ray.questions import answers_of, read_rows, row_id
 from ka2l_ray.store.artefacts import Artefact, StageDirectory, committed_artefact
 from ka2l_ray.store.storage import Storage, file_digest

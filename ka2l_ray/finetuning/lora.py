@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ka2l_ray.config import FinetuneConfig
+from ka2l_ray.models.adapters import load_adapter
 from ka2l_ray.models.architecture import decoder_linears
 
 
@@ -21,7 +22,8 @@ def add_lora(causal_lm: Any, config: FinetuneConfig, *, seed: int, start_adapter
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         causal_lm.enable_input_require_grads()
     if start_adapter is not None:
-        return PeftModel.from_pretrained(causal_lm, start_adapter, is_trainable=True)
+        adapted: PeftModel = load_adapter(causal_lm, start_adapter, "the model that it is trained on", trainable=True)
+        return adapted
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,

@@ -23,13 +23,13 @@ from transformers.cache_utils import DynamicLayer
 
 from ka2l_ray.config import ModelConfig
 from ka2l_ray.errors import UserError
+from ka2l_ray.models.adapters import load_adapter
 from ka2l_ray.models.architecture import decoder_blocks, text_config, text_decoder, vocabulary_logits
 from ka2l_ray.models.batching import batches_by_length, enough_tokens
 from ka2l_ray.models.model_files import (
     check_is_loaded_model,
     check_is_model,
     end_token_ids,
-    load_adapter,
     load_model,
     model_dtype,
 )

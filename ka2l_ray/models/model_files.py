@@ -1,16 +1,15 @@
-"""What a model's directory holds, looked at without loading its weights; and adapters, put on and checked."""
+"""What a model's directory holds, looked at without loading its weights; and the model with them."""
 
 from __future__ import annotations
 
 import json
-import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 from transformers.utils import cached_file
@@ -18,6 +17,7 @@ from transformers.utils import cached_file
 from ka2l_ray.config import ModelConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.architecture import auto_class, decoder_linears, text_config, text_decoder
+from ka2l_ray.models.weights import check_headers, load_weights, refuse_gguf
 from ka2l_ray.store.storage import file_digest
 from ka2l_ray.world import bundled_path
 
@@ -25,6 +25,7 @@ from ka2l_ray.world import bundled_path
 def check_is_model(config: ModelConfig) -> PreTrainedConfig:
     """Configuration of the language model; a UserError unless ``config.path`` names a causal one. Loads no weights."""
     path = bundled_path(config.path)
+    refuse_gguf(path, config.path)
     try:
         found = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, HFValidationError, json.JSONDecodeError) as error:
@@ -32,15 +33,15 @@ def check_is_model(config: ModelConfig) -> PreTrainedConfig:
             f"{config.path}: no model there ({str(error).splitlines()[0]}); "
             "give a directory with config.json and weights, or a hub name"
         ) from None
-    if auto_class(found) is None and not config.trust_remote_code:
+    auto = auto_class(found)
+    if auto is None and not config.trust_remote_code:
         raise UserError(f"{config.path}: a {found.model_type} model is no causal language model; give one that generates text")
     found = text_config(found)
     if not all(isinstance(getattr(found, size, None), int) for size in ("num_hidden_layers", "hidden_size")):
         raise UserError(
             f"{config.path}: a {found.model_type} model has no one number of layers and width; give one whose blocks are alike"
         )
-    if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")):
-        raise UserError(f"{config.path}: config.json is there, but no weights (*.safetensors); give a complete model directory")
+    check_headers(auto or AutoModelForCausalLM, path, config.path, trust_remote_code=config.trust_remote_code)
     return found
 
 
@@ -103,41 +104,20 @@ def end_token_ids(generation: GenerationConfig, tokenizer: Any) -> set[int]:
     return {i for i in [*listed, tokenizer.eos_token_id] if i is not None}
 
 
-def load_adapter(model: Any, path: str, model_name: str) -> Any:
-    """``model`` with the LoRA adapter at ``path`` on it.
-
-    Raises:
-        UserError: the adapter is damaged, or made for another model.
-    """
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, path)
-    except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{path}: this adapter does not load onto {model_name} ({' '.join(str(error).split())[:200]})") from None
-
-
-def check_adapter(config: ModelConfig, path: str) -> None:
-    """As ``load_adapter``, on a model without weights: seconds, and no memory."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")  # which is what is meant
-        load_adapter(_skeleton(config), path, config.path)
-
-
 def block_linears(config: ModelConfig) -> list[str]:
     """Last names of the linear layers in the text decoder's blocks (``decoder_linears``)."""
-    return sorted({name.rpartition(".")[2] for name in decoder_linears(_skeleton(config))})
+    return sorted({name.rpartition(".")[2] for name in decoder_linears(skeleton(config))})
 
 
 def load_model(config: ModelConfig, **options: Any) -> Any:
     """The transformers model with its weights; ``options`` are those of ``from_pretrained``."""
-    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     path = bundled_path(config.path)
     auto = auto_class(AutoConfig.from_pretrained(path, **source)) or AutoModelForCausalLM
-    return auto.from_pretrained(path, use_safetensors=True, **source, **options)
+    return load_weights(auto, path, config.path, use_safetensors=True, **source, **options)
 
 
-def _skeleton(config: ModelConfig) -> Any:
+def skeleton(config: ModelConfig) -> Any:
     """The model without its weights."""
     source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     found = AutoConfig.from_pretrained(bundled_path(config.path), **source)
@@ -152,9 +132,9 @@ def final_norm(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
         UserError: the architecture keeps it elsewhere.
     """
     path = bundled_path(config.path)
-    skeleton = _skeleton(config)
-    names = {id(module): name for name, module in skeleton.named_modules()}
-    norm: nn.Module | None = getattr(text_decoder(skeleton), "norm", None)
+    model = skeleton(config)
+    names = {id(module): name for name, module in model.named_modules()}
+    norm: nn.Module | None = getattr(text_decoder(model), "norm", None)
     if norm is None:
         raise UserError(f"{config.path}: no final norm where Llama-like models have it; read its states with transformers")
     name = names[id(norm)]
@@ -168,15 +148,3 @@ def final_norm(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
         with safe_open(cached_file(path, file, **here), "pt") as weights:
             tensor.data.copy_(weights.get_tensor(f"{name}.{parameter}"))
     return norm
-
-
-def adapter_rank(path: str) -> int:
-    """Rank of the LoRA adapter at ``path``.
-
-    Raises:
-        UserError: there is no adapter.
-    """
-    try:
-        return int(json.loads((Path(path) / "adapter_config.json").read_text())["r"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: no adapter there (adapter_config.json); give the directory of a PEFT LoRA adapter") from None

@@ -14,9 +14,9 @@ from transformers.utils import cached_file
 
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.batching import enough_tokens
-from ka2l_ray.semantics.texts import Texts, load_encoder_config
+from ka2l_ray.semantics.texts import EncoderKind, Texts, load_encoder, load_encoder_config
 
-SENTENCE_ENCODER = "sentence encoder"
+SENTENCE_ENCODER = EncoderKind("sentence encoder", AutoModel, unused=("pooler",))  # pooled here, from the last states
 
 
 class SentenceEncoder:
@@ -29,7 +29,7 @@ class SentenceEncoder:
     def __init__(self, path: str, *, batch_tokens: int = 8192, trust_remote_code: bool = False) -> None:
         config = load_encoder_config(path, SENTENCE_ENCODER, trust_remote_code)
         self.texts = Texts(path, config, trust_remote_code)
-        self.model = AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code)
+        self.model = load_encoder(path, SENTENCE_ENCODER, trust_remote_code)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.eval().to(self.device)
         self.first_token = _pools_first_token(path)

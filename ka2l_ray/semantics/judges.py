@@ -22,12 +22,12 @@ from ka2l_ray.questions import normalize_answer
 from ka2l_ray.semantics.clustering import CONTRADICTION, ENTAILMENT, NEUTRAL, Judge, Pair, Verdict, joined
 from ka2l_ray.semantics.deberta import precompute_positions
 from ka2l_ray.semantics.encoder import SentenceEncoder
-from ka2l_ray.semantics.texts import Texts, load_encoder_config
+from ka2l_ray.semantics.texts import EncoderKind, Texts, load_encoder, load_encoder_config
 from ka2l_ray.world import bundled_path
 
 logger = logging.getLogger(__name__)
 
-NLI_MODEL = "NLI model"
+NLI_MODEL = EncoderKind("NLI model", AutoModelForSequenceClassification)
 KEY_VARIABLE = "KA2L_JUDGE_API_KEY"
 GREEDY = 1e-4  # temperature at which the likeliest token is drawn
 SAME, DIFFERENT = Verdict(ENTAILMENT), Verdict(CONTRADICTION)
@@ -65,7 +65,7 @@ class NLIJudge:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.texts = Texts(path, config, trust_remote_code)
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16
-        self.model = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, trust_remote_code=trust_remote_code)
+        self.model = load_encoder(path, NLI_MODEL, trust_remote_code, dtype=dtype)
         self.model.eval().to(self.device)
         precompute_positions(self.model)
         self.batch_tokens = batch_tokens

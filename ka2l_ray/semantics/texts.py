@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.batching import batches_by_length
+from ka2l_ray.models.weights import check_headers, load_weights, refuse_gguf
 from ka2l_ray.world import bundled_path
 
 
-def load_encoder_config(path: str, what: str, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The configuration of the model at ``path``; a UserError says that there is no ``what``."""
+@dataclass(frozen=True)
+class EncoderKind:
+    """What an encoder model is for: its name in messages, how transformers makes it, and what of it nobody asks for."""
+
+    name: str
+    auto: Any
+    unused: tuple[str, ...] = ()
+
+
+def load_encoder_config(path: str, kind: EncoderKind, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of the model at ``path``; loads no weights, but looks at their headers.
+
+    Raises:
+        UserError: there is no such model, or its weights are not whole.
+    """
+    refuse_gguf(path, path)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(bundled_path(path), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no {what} there ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: no {kind.name} there ({str(error).splitlines()[0]})") from None
+    check_headers(kind.auto, bundled_path(path), path, unused=kind.unused, bins=True, trust_remote_code=trust_remote_code)
     return config
+
+
+def load_encoder(path: str, kind: EncoderKind, trust_remote_code: bool = False, **options: Any) -> Any:
+    """The model itself, every tensor of it from its files.
+
+    Raises:
+        UserError: its weights are not whole.
+    """
+    return load_weights(kind.auto, bundled_path(path), path, unused=kind.unused, trust_remote_code=trust_remote_code, **options)
 
 
 class Texts:

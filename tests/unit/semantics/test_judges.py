@@ -27,7 +27,7 @@ from ka2l_ray.semantics.cache import CachedJudge, claim, merge
 from ka2l_ray.semantics.clustering import Verdict, cluster_answers
 from ka2l_ray.semantics.deberta import precompute_positions
 from ka2l_ray.semantics.encoder import SentenceEncoder
-from ka2l_ray.semantics.judges import ExactJudge, LLMJudge, NLIJudge, endpoint, label_verdicts, make_judge
+from ka2l_ray.semantics.judges import NLI_MODEL, ExactJudge, LLMJudge, NLIJudge, endpoint, label_verdicts, make_judge
 from ka2l_ray.semantics.texts import load_encoder_config
 from ka2l_ray.world import bundled_path
 from ka2l_ray.world.facts import World
@@ -117,7 +117,7 @@ def test_labels_without_names_are_refused(tmp_path: Path) -> None:
 def test_two_labels_are_too_few(tmp_path: Path) -> None:
     path = relabelled(["entailment", "not_entailment"], [2, 0], tmp_path)
     with pytest.raises(UserError, match="not_entailment"):
-        label_verdicts(load_encoder_config(path, "NLI model"), path)
+        label_verdicts(load_encoder_config(path, NLI_MODEL), path)
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
