@@ -19,9 +19,11 @@ from transformers import AutoTokenizer
 
 from ka2l_ray.config import EngineConfig, ModelConfig
 from ka2l_ray.errors import UserError
+from ka2l_ray.models.adapters import check_adapter, check_adapter_for_vllm
 from ka2l_ray.models.model_files import block_linears, check_is_model, end_token_ids, final_norm, generation_config, model_dtype
 from ka2l_ray.models.sampling import Answer, Generation
 from ka2l_ray.models.thinking import NO_THINKING, Thinking, split_answer
+from ka2l_ray.models.weights import check_finite_files
 from ka2l_ray.world import bundled_path
 
 SEED_BITS = 2**63 - 1
@@ -59,7 +61,7 @@ class VLLMEngine:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         from vllm import LLM
 
-        self.config = check_is_model(config)
+        self.base, self.config = config, check_is_model(config)
         path = bundled_path(config.path)
         source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         self.tokenizer = AutoTokenizer.from_pretrained(path, **source)
@@ -93,6 +95,7 @@ class VLLMEngine:
             self.folder = tempfile.mkdtemp(prefix="ka2l-states-")
             arguments |= _hidden_state_arguments(self.layers, self.folder)
             self.norm = final_norm(config, self.dtype) if self.n_layers in self.layers else None
+        check_finite_files(path, config.path)
         self.llm = LLM(**{**arguments, **engine.vllm})
         threading.Thread(target=_wake_when_dead, args=(self.llm.llm_engine.engine_core,), daemon=True).start()
         self.adapter: Any = None
@@ -119,6 +122,9 @@ class VLLMEngine:
             return
         from vllm.lora.request import LoRARequest
 
+        if key not in self.adapters:  # vLLM passes over what it does not know, and over what is missing
+            check_adapter_for_vllm(self.base, path)
+            check_adapter(self.base, path)
         number = self.adapters.setdefault(key, len(self.adapters) + 1)
         self.adapter = LoRARequest(key, number, path)
 
