@@ -24,6 +24,7 @@ from ka2l_ray.actors.placement import check_supply, cluster_nodes
 from ka2l_ray.config import NOT_CONTENT, RunConfig
 from ka2l_ray.config_files import dump
 from ka2l_ray.errors import RunMismatchError, UserError
+from ka2l_ray.finetuning.targets import fused_experts
 from ka2l_ray.jobs.stages.annotate import annotate, known_rows, replay
 from ka2l_ray.jobs.stages.entropy import entropy, verdict_identity
 from ka2l_ray.jobs.stages.evaluate import evaluate
@@ -35,7 +36,7 @@ from ka2l_ray.jobs.stages.sample import sample
 from ka2l_ray.jobs.stages.score import score, score_by_semantic_entropy
 from ka2l_ray.jobs.stages.select import select
 from ka2l_ray.ledger import Ledger
-from ka2l_ray.models.model_files import check_is_model
+from ka2l_ray.models.model_files import check_is_model, skeleton
 from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.store.artefacts import Artefact, RunStore, difference, flatten
 from ka2l_ray.world import bundled_path
@@ -78,11 +79,22 @@ def check_inputs(config: RunConfig) -> None:
     source = {"revision": config.model.revision, "trust_remote_code": config.model.trust_remote_code}
     Prompter(AutoTokenizer.from_pretrained(bundled_path(config.model.path), **source), config.prompt).check()
     check_engine(config.model, config.engine, config.sampling.k)
+    _check_adapters_to_come(config)
     strategy(config.selection.strategy)
     verdict_identity(config.entropy)
     for path in (config.pool.questions, config.pool.test, config.annotation.answers):
         if path is not None:
             input_key(path)
+
+
+def _check_adapters_to_come(config: RunConfig) -> None:
+    """Raise a UserError where an engine could not take the adapters that this run trains."""
+    engine = next((key for key in ("name", "hidden_states") if getattr(config.engine, key) == "vllm"), None)
+    if engine is not None and config.finetune.lora_experts and fused_experts(skeleton(config.model)):
+        raise UserError(
+            f"finetune.lora_experts: vLLM (engine.{engine}) is not given LoRA on the experts of {config.model.path}; "
+            f"set finetune.lora_experts=false, or engine.{engine}=transformers"
+        )
 
 
 def check_budget(config: RunConfig, pool: int) -> None:

@@ -209,7 +209,9 @@ class FinetuneConfig(Section):
     start: Literal["base", "last_adapter"] = "base"
     """Each round trains from the base model on all labels so far, or goes on from the last adapter on the new ones."""
     lora_rank: int = Field(8, ge=1)
-    """Rank of the LoRA matrices, on all linear layers."""
+    """Rank of the LoRA matrices, on the linear layers of the decoder and on its experts, each of them; never on routers."""
+    lora_experts: bool = True
+    """LoRA on experts that one tensor holds together (a mixture of experts in transformers). vLLM is not given such adapters."""
     lora_alpha: float = Field(16, gt=0)
     """LoRA scale is alpha / rank."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)

@@ -25,12 +25,14 @@ from torch import Tensor
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import FinetuneConfig, ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.finetuning.lora import make_optimizer
+from ka2l_ray.finetuning.lora import add_lora, make_optimizer
 from ka2l_ray.finetuning.loss import AnswerLoss
 from ka2l_ray.finetuning.rows import TrainingRow, encode_rows
+from ka2l_ray.finetuning.targets import coverage
 from ka2l_ray.finetuning.training import Progress, Share, adapter_tensors, loss_of, pad_id, save_adapter, train
 from ka2l_ray.jobs.stages import train_loops
 from ka2l_ray.models.language_model import LanguageModel
+from ka2l_ray.models.model_files import skeleton
 from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage
@@ -69,6 +71,7 @@ def finetune(
             raise UserError("finetune: no annotated question to train on")
         rows_file = "_scratch/rows.parquet"
         work.write_table(rows_file, rows)
+        share = _lora_share(model.base, config)
         trainer = TorchTrainer(
             train_loops.train_adapter,
             train_loop_config={
@@ -90,9 +93,15 @@ def finetune(
         )
         trainer.fit()
         facts: dict[str, Any] = json.loads(work.read_bytes("training.json"))
-        return {"rows": len(rows), "sources": _count(rows["source"].to_pylist()), **facts}
+        return {"rows": len(rows), "sources": _count(rows["source"].to_pylist()), "lora_share": share, **facts}
 
     return store.compute(name, inputs, build)
+
+
+def _lora_share(base: ModelConfig, config: FinetuneConfig) -> float:
+    """Share of the decoder's weights that LoRA is to be on: logged here, as what the workers log is not seen."""
+    with torch.device("meta"):
+        return round(coverage(add_lora(skeleton(base), config, seed=0)).share, 4)
 
 
 def _training_rows(annotations: list[Artefact]) -> pa.Table:

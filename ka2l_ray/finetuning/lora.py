@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -12,30 +13,60 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ka2l_ray.config import FinetuneConfig
+from ka2l_ray.finetuning.targets import coverage, lora_targets
 from ka2l_ray.models.adapters import load_adapter
-from ka2l_ray.models.architecture import decoder_linears
+
+logger = logging.getLogger(__name__)
+
+LITTLE = 0.5  # share of the decoder's weights below which LoRA is worth a warning
 
 
 def add_lora(causal_lm: Any, config: FinetuneConfig, *, seed: int, start_adapter: str | None = None) -> PeftModel:
-    """LoRA on all linear layers of the blocks: fresh (A random by ``seed``, B zero), or going on from ``start_adapter``."""
+    """LoRA on the linear layers of the blocks and on fused experts: fresh (A random by ``seed``, B zero), or going on from
+    ``start_adapter``.
+
+    What it covers is logged (``targets.coverage``), with a warning where that is less than half.
+    """
     if config.gradient_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
         causal_lm.enable_input_require_grads()
     if start_adapter is not None:
         adapted: PeftModel = load_adapter(causal_lm, start_adapter, "the model that it is trained on", trainable=True)
+        _say_coverage(adapted, config)
         return adapted
+    modules, parameters = lora_targets(causal_lm, experts=config.lora_experts, dropout=config.lora_dropout > 0)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
         lora_alpha=int(config.lora_alpha) if config.lora_alpha == int(config.lora_alpha) else config.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=config.lora_dropout,
-        target_modules=decoder_linears(causal_lm),
+        target_modules=modules,
+        target_parameters=parameters or None,
         bias="none",
     )
     torch.manual_seed(seed)
     model = get_peft_model(causal_lm, lora)
     assert isinstance(model, PeftModel)
+    _say_coverage(model, config)
     return model
+
+
+def _say_coverage(adapted: PeftModel, config: FinetuneConfig) -> None:
+    found = coverage(adapted)
+    size = sum(parameter.numel() for parameter in trainable(adapted).values())
+    left_out = f"; not on {', '.join(found.left_out)}" if found.left_out else ""
+    reason = ""
+    if config.lora_dropout and any("expert" in name for name in found.left_out):
+        reason = " (PEFT has no dropout for experts in one tensor: set finetune.lora_dropout to 0 to train them)"
+    level = logging.INFO if found.share >= LITTLE else logging.WARNING
+    logger.log(
+        level,
+        "LoRA is on %.1f %% of the decoder's weights, %d parameters to train%s%s",
+        100 * found.share,
+        size,
+        left_out,
+        reason,
+    )
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

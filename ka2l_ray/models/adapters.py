@@ -61,18 +61,13 @@ def check_adapter(config: ModelConfig, path: str) -> None:
 
 def check_adapter_for_vllm(config: ModelConfig, path: str) -> None:
     """Raise a UserError where vLLM would leave out a part of the adapter at ``path``, or fail on it."""
-    if _settings(path).get("target_parameters"):
-        raise UserError(
-            f"{path}: this adapter holds LoRA on fused experts (target_parameters), which is not loaded into vLLM; "
-            "generate with engine.name=transformers, or train without them (finetune.lora_experts=false)"
-        )
     with safe_open(Path(path) / WEIGHTS, "pt") as weights:
         modules = {key.split(".lora_")[0].rpartition(".")[2] for key in weights.keys()}  # noqa: SIM118
     outside = sorted(modules - set(block_linears(config)))
     if outside:
         raise UserError(
-            f"{path}: this adapter holds LoRA on {some(outside)}, where vLLM is not given any (the linear layers of the blocks); "
-            "generate with engine.name=transformers"
+            f"{path}: this adapter holds LoRA on {some(outside)}, where vLLM is not given any, but on the blocks' linear layers; "
+            "generate with engine.name=transformers, or train without fused experts (finetune.lora_experts=false)"
         )
 
 

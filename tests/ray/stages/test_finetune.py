@@ -23,6 +23,7 @@ from ka2l_ray.seeds import derive_seed
 from ka2l_ray.store.artefacts import Artefact, StageDirectory
 from ka2l_ray.world.facts import World
 from tests.ray.conftest import write_lines
+from tests.unit.models.architectures import tiny
 
 BASE = ModelConfig(path="bundled:student")
 PROMPT = PromptConfig(instruction="")
@@ -50,6 +51,20 @@ def train(annotations: Artefact, out: Path, **settings: object) -> Artefact:
     config = FinetuneConfig(**{**SETTINGS, **settings})  # type: ignore[arg-type]
     store = StageDirectory(str(out))
     return finetune(store, "adapter", annotations=[annotations], model=Model(BASE, PROMPT), config=config, seed=SEED)
+
+
+@pytest.mark.check
+def test_fused_experts_are_trained_under_deepspeed(annotations: Artefact, tmp_path: Path) -> None:
+    base = ModelConfig(path=str(tiny("mixtral", LanguageModel(BASE, device="cpu").tokenizer, tmp_path / "model")))
+    config = FinetuneConfig(**{**SETTINGS, "epochs": 1})  # type: ignore[arg-type]
+    store = StageDirectory(str(tmp_path / "adapter"))
+    done = finetune(store, "adapter", annotations=[annotations], model=Model(base, PROMPT), config=config, seed=SEED)
+    assert done.facts["lora_share"] > 0.97
+    tensors = load_file(Path(done.url) / "adapter_model.safetensors")
+    experts = [name for name in tensors if ".experts." in name and "lora_B" in name]
+    assert len(experts) == 4
+    assert all(np.abs(tensors[name]).max() > 0 for name in experts)
+    LanguageModel(base, adapter=done.url, device="cpu")
 
 
 @pytest.fixture(scope="module")
