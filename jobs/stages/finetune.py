@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.train
 import torch
-from peft import PeftModel
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors.torch import load_file, save_file
@@ -123,7 +122,7 @@ def train_adapter(job: dict[str, Any]) -> None:
     prompter = Prompter(language_model.tokenizer, PromptConfig(**job["prompt"]))
     table = Storage(job["out"]).read_table(job["rows"])
     rows = encode_rows(prompter, table["question"].to_pylist(), table["target"].to_pylist(), config.max_length)
-    loss = loss_of(language_model, config, seed=job["seed"], start_adapter=job["start_adapter"])
+    loss = loss_of(language_model, rows, config, seed=job["seed"], start_adapter=job["start_adapter"])
     share = Share.of(config, rank, workers)
     engine = DeepSpeedEngine(loss, config, share, language_model.dtype)
     start = adapter_tensors(loss.model)  # in the dtype DeepSpeed gave it
@@ -134,6 +133,7 @@ def train_adapter(job: dict[str, Any]) -> None:
             _save(engine.optimizer, rank, workers, progress)
 
     train(
+        loss,
         engine,
         rows,
         config,
@@ -144,7 +144,7 @@ def train_adapter(job: dict[str, Any]) -> None:
         after_step=save,
     )
     if rank == 0:
-        _write_adapter(loss.model, start, Storage(job["out"]), ModelConfig(**job["base"]).path, progress, rows)
+        _write_adapter(loss, start, Storage(job["out"]), ModelConfig(**job["base"]).path, progress, rows)
     ray.train.report({"steps": progress.step})
 
 
@@ -227,10 +227,10 @@ def _save(optimizer: Any, rank: int, workers: int, progress: Progress) -> None:
 
 
 def _write_adapter(
-    adapted: PeftModel, start: dict[str, Tensor], out: Storage, base: str, progress: Progress, rows: list[TrainingRow]
+    loss: AnswerLoss, start: dict[str, Tensor], out: Storage, base: str, progress: Progress, rows: list[TrainingRow]
 ) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        figures = save_adapter(adapted, Path(directory), base=base, start=start, rows=rows, progress=progress)
+        figures = save_adapter(loss, Path(directory), base=base, start=start, rows=rows, progress=progress)
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             out.write_bytes(name, Path(directory, name).read_bytes())
     out.write_bytes("training.json", json.dumps(figures).encode())

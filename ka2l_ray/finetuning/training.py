@@ -19,7 +19,8 @@ from ka2l_ray.config import FinetuneConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.finetuning.lora import add_lora, check_adapter, make_optimizer, trainable
 from ka2l_ray.finetuning.loss import AnswerLoss
-from ka2l_ray.finetuning.rows import TrainingRow, collate
+from ka2l_ray.finetuning.prefix import share_prefix
+from ka2l_ray.finetuning.rows import TrainingRow
 from ka2l_ray.finetuning.schedule import learning_rate, optimizer_steps
 from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.seeds import derive_seed
@@ -32,7 +33,7 @@ class Engine(Protocol):
     def device(self) -> torch.device: ...
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The loss module's output."""
+        """The output of the loss module."""
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient, averaged over the workers, to the step's; all workers call it equally often."""
@@ -85,7 +86,7 @@ class Share:
         micro = min(config.micro_batch_size, per_worker)
         return cls(rank, workers, micro, per_worker // micro)
 
-    def micro_batches(self, step_rows: list[int]) -> list[list[int]]:
+    def micro_batches(self, step_rows: Sequence[TrainingRow]) -> list[Sequence[TrainingRow]]:
         """Always ``accumulation`` of them; the last ones of a small step may be empty."""
         mine = step_rows[self.rank :: self.workers]
         return [mine[i * self.micro_batch_size : (i + 1) * self.micro_batch_size] for i in range(self.accumulation)]
@@ -103,6 +104,7 @@ class Progress:
 
 
 def train(
+    loss: AnswerLoss,
     engine: Engine,
     rows: Sequence[TrainingRow],
     config: FinetuneConfig,
@@ -119,31 +121,45 @@ def train(
         after_step: told (progress, steps in all) after each.
     """
     steps = optimizer_steps(len(rows), config.batch_size, config.epochs, seed)
+    if float(engine.total(torch.tensor(float(loss.prefix is not None)))) < share.workers:
+        loss.prefix = None  # all or none: it costs a backward pass of its own
     for step in range(progress.step, len(steps)):
         torch.manual_seed(derive_seed(seed, "dropout", step, share.rank) % 2**63)
-        loss = _step(engine, rows, steps[step], share, pad_id, learning_rate(step, len(steps), config))
-        progress.losses.append(round(loss, 6))
+        mean = _step(loss, engine, [rows[i] for i in steps[step]], share, pad_id)
+        engine.step(learning_rate(step, len(steps), config))
+        progress.losses.append(round(mean, 6))
         after_step(progress, len(steps))
 
 
-def _step(engine: Engine, rows: Sequence[TrainingRow], step_rows: list[int], share: Share, pad_id: int, rate: float) -> float:
-    """One optimiser step over all workers; its mean loss a token, nats."""
-    tokens = sum(rows[i].answer_tokens for i in step_rows)
+def _step(loss: AnswerLoss, engine: Engine, rows: Sequence[TrainingRow], share: Share, pad_id: int) -> float:
+    """The gradient of one optimiser step over all workers; its mean loss a token, nats."""
+    tokens = sum(row.answer_tokens for row in rows)
     total = torch.zeros((), device=engine.device)
-    for micro in share.micro_batches(step_rows):
-        loss_sum = engine.forward(*(t.to(engine.device) for t in collate([rows[i] for i in micro], pad_id)))
+    loss.begin()
+    for micro in share.micro_batches(rows):
+        loss_sum = engine.forward(*(t.to(engine.device) for t in loss.collate(micro, pad_id)))
         total += loss_sum.detach()
         engine.backward(loss_sum * (share.workers / tokens))  # a mean over the step's tokens, not over the workers
-    engine.step(rate)
+    if loss.prefix is not None:
+        engine.backward(engine.forward())
     return float(engine.total(total)) / tokens
 
 
-def loss_of(language_model: LanguageModel, config: FinetuneConfig, *, seed: int, start_adapter: str | None) -> AnswerLoss:
-    """The module that is trained: the model with LoRA on it, in training mode."""
+def loss_of(
+    language_model: LanguageModel,
+    rows: Sequence[TrainingRow],
+    config: FinetuneConfig,
+    *,
+    seed: int,
+    start_adapter: str | None,
+) -> AnswerLoss:
+    """The module that is trained: the model with LoRA on it, in training mode; what ``rows`` share runs once if it can."""
     lora_seed = derive_seed(seed, "finetune") % 2**63
     adapted = add_lora(language_model.model, config, seed=lora_seed, start_adapter=start_adapter)
     loss = AnswerLoss(adapted).to(language_model.device)
-    return loss.train()
+    loss.train()
+    share_prefix(loss, rows, pad_id(language_model), config.micro_batch_size)
+    return loss
 
 
 def pad_id(language_model: LanguageModel) -> int:
@@ -157,7 +173,7 @@ def adapter_tensors(adapted: PeftModel) -> dict[str, Tensor]:
 
 
 def save_adapter(
-    adapted: PeftModel, directory: Path, *, base: str, start: dict[str, Tensor], rows: Sequence[TrainingRow], progress: Progress
+    loss: AnswerLoss, directory: Path, *, base: str, start: dict[str, Tensor], rows: Sequence[TrainingRow], progress: Progress
 ) -> dict[str, Any]:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json``, checked; the figures of the training.
 
@@ -165,12 +181,14 @@ def save_adapter(
         base: directory or hub name of the base model, as the adapter is to name it.
         start: ``adapter_tensors`` before training.
     """
+    adapted = loss.model
     for peft_config in adapted.peft_config.values():
         peft_config.base_model_name_or_path = base
         peft_config.inference_mode = True
     adapted.save_pretrained(str(directory), safe_serialization=True)
     return {
         "steps": progress.step,
+        "shared_prefix": len(loss.prefix.ids) if loss.prefix is not None else 0,
         "answer_tokens": sum(row.answer_tokens for row in rows),
         "first_loss": progress.losses[0],
         "last_loss": progress.losses[-1],
@@ -201,11 +219,12 @@ def fine_tune(
     if not rows:
         raise UserError("finetune: no row to train on")
     assert language_model.adapter_key is None
-    loss = loss_of(language_model, config, seed=seed, start_adapter=start_adapter)
+    loss = loss_of(language_model, rows, config, seed=seed, start_adapter=start_adapter)
     adapted = loss.model
     try:
         start, progress = adapter_tensors(adapted), Progress()
         train(
+            loss,
             TorchEngine(loss, config),
             rows,
             config,
@@ -214,7 +233,7 @@ def fine_tune(
             pad_id=pad_id(language_model),
             progress=progress,
         )
-        return save_adapter(adapted, directory, base=language_model.name, start=start, rows=rows, progress=progress)
+        return save_adapter(loss, directory, base=language_model.name, start=start, rows=rows, progress=progress)
     finally:
         if config.gradient_checkpointing:
             language_model.model.gradient_checkpointing_disable()

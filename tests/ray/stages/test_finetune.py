@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import FinetuneConfig, ModelConfig, PromptConfig
 from ka2l_ray.finetuning.lora import add_lora
+from ka2l_ray.finetuning.prefix import LEAST_PREFIX
 from ka2l_ray.finetuning.rows import collate, encode_rows
 from ka2l_ray.finetuning.schedule import learning_rate, optimizer_steps
 from ka2l_ray.jobs.commands.inputs import Inputs
@@ -26,9 +27,10 @@ from tests.ray.conftest import write_lines
 from tests.unit.models.architectures import tiny
 
 BASE = ModelConfig(path="bundled:student")
-PROMPT = PromptConfig(instruction="")
+# Long enough that what all rows begin with runs once a step; the loops that it is held to know nothing of that.
+PROMPT = PromptConfig(instruction="", examples=[("Who employs Quegrerk?", "Quast"), ("Where was Fra born?", "the city of Quast")])
 SETTINGS = {
-    "learning_rate": 2e-3,
+    "learning_rate": 5e-4,  # at 2e-3 these rows make rounding differences grow to 3e-3 within 20 steps, in plain loops too
     "lora_rank": 8,
     "epochs": 4,
     "batch_size": 8,
@@ -94,6 +96,7 @@ def test_one_worker_equals_a_plain_peft_loop(annotations: Artefact, one_worker: 
         optimizer.zero_grad()
         losses.append(loss.item())
     assert len(losses) == 20
+    assert one_worker.facts["shared_prefix"] >= LEAST_PREFIX
     np.testing.assert_allclose(one_worker.facts["losses"], losses, atol=1e-4)
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
