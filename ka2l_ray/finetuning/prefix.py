@@ -119,7 +119,7 @@ def _candidate(causal_lm: Any, rows: Sequence[TrainingRow]) -> SharedPrefix | No
         or causal_lm.is_gradient_checkpointing  # keeps no cache
         or causal_lm.dtype not in TOLERANCE  # float16: its scaled losses would scale the prefix's gradient twice
         or any({type(layer) for layer in DynamicCache(config=causal_lm.config).layers} - plain)
-        or any(isinstance(module, nn.Dropout) and module.p > 0 for module in causal_lm.modules())
+        or any(isinstance(module, nn.Dropout) and module.p > 0 for module in text_decoder(causal_lm).modules())
     ):
         return None
     return SharedPrefix(shared)
