@@ -211,7 +211,7 @@ class Engines:
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 group, placement_group_bundle_index=0, placement_group_capture_child_tasks=True
             ),
-        ).remote(self.role, max(1, int(self.config.cpus)))
+        ).remote(self.role)
 
     @property
     def gpus(self) -> float:

@@ -14,6 +14,8 @@ import ray
 import torch
 
 from ka2l_ray import schema
+from ka2l_ray.actors.placement import replicas_a_node
+from ka2l_ray.actors.threads import set_threads
 from ka2l_ray.actors.vllm_engine import VLLM_MOST_SAMPLES, EngineLost, VLLMEngine, require_vllm
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
 from ka2l_ray.errors import UserError
@@ -106,8 +108,7 @@ class Role:
 class LanguageModelActor:
     """One replica of the language model. It loads with its first shard: what is wrong comes back as that shard's error."""
 
-    def __init__(self, role: Role, threads: int) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, role: Role) -> None:
         self.role = role
         self.engine: LanguageModel | VLLMEngine | None = None
 
@@ -261,6 +262,7 @@ class LanguageModelActor:
                 self.engine = VLLMEngine(role.base, role.engine, lora_rank=role.lora_rank, layers=role.layers)
             else:
                 self.engine = LanguageModel(role.base, device=SPREAD)
+                set_threads(role.engine.cpus, self.engine, replicas_a_node(role.engine))
             self.prompter = Prompter(self.engine.tokenizer, role.prompt)
         return self.engine
 

@@ -26,10 +26,10 @@ def replica_bundles(config: EngineConfig, backend: str | None = None) -> list[Bu
     """
     shards = config.tensor_parallel * config.pipeline_parallel
     if not config.gpus:
-        return [{"CPU": config.cpus}]
+        return [{"CPU": config.reserved_cpus}]
     if (backend or config.name) == "transformers" or shards == 1:
-        return [{"CPU": config.cpus, "GPU": config.gpus * shards}]
-    return [{"CPU": config.cpus, "GPU": 1.0}, *({"GPU": 1.0} for _ in range(shards - 1))]
+        return [{"CPU": config.reserved_cpus, "GPU": config.gpus * shards}]
+    return [{"CPU": config.reserved_cpus, "GPU": 1.0}, *({"GPU": 1.0} for _ in range(shards - 1))]
 
 
 def strategy(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> str:
@@ -46,6 +46,13 @@ def check_supply(config: EngineConfig, nodes: Sequence[Bundle], backend: str | N
         if backend == "transformers" and config.tensor_parallel * config.pipeline_parallel > 1:
             whole = " on one node each, as pool scoring and the transformers engine want it"
         raise UserError(f"{_demand(config)}{whole}; {_supply(nodes)}; {_remedy(config)}")
+
+
+def replicas_a_node(config: EngineConfig) -> int:
+    """How many replicas a node holds where the nodes that can take one share them out evenly."""
+    whole = total(replica_bundles(config, "transformers"))
+    nodes = sum(_holds(node, whole) for node in cluster_nodes())
+    return -(-config.replicas // max(1, nodes))
 
 
 def cluster_nodes() -> list[Bundle]:

@@ -12,6 +12,9 @@ import torch
 
 from ka2l_ray import schema
 from ka2l_ray.actors.language_model import Model
+from ka2l_ray.actors.placement import replicas_a_node
+from ka2l_ray.actors.threads import set_threads
+from ka2l_ray.config import EngineConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.language_model import SPREAD, LanguageModel
 from ka2l_ray.models.prompts import Prompter
@@ -32,15 +35,14 @@ class ScoreBatch:
         probe: str | None,
         next_token_entropy: bool,
         exclude: frozenset[str],
-        batch_tokens: int,
-        threads: int,
+        engine: EngineConfig,
     ) -> None:
-        torch.set_num_threads(threads)
         self.language_model = LanguageModel(model.base, adapter=model.adapter, device=SPREAD)
+        set_threads(engine.cpus, self.language_model, replicas_a_node(engine))
         self.prompter = Prompter(self.language_model.tokenizer, model.prompt)
         self.next_token_entropy = next_token_entropy
         self.exclude = pa.array(sorted(exclude), pa.string())
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = engine.batch_tokens
         self.errors = 0
         self.probe, self.layer = None, None
         if probe is not None:

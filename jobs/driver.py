@@ -114,10 +114,10 @@ def check_resources(config: RunConfig) -> None:
     if config.engine.gpus:
         check_supply(config.engine, nodes, "transformers")
     cpus = {
-        "engine": config.engine.replicas * config.engine.cpus,
+        "engine": config.engine.replicas * config.engine.reserved_cpus,
         "entropy": float(config.entropy.replicas),
         "probe": float(config.probe.workers),
-        "finetune": float(config.finetune.workers),
+        "finetune": config.finetune.workers * config.finetune.reserved_cpus,
     }
     gpus = {name: float(workers) for name, workers in cpus.items() if name != "engine"} if config.engine.gpus else {}
     for kind, demand, spare in (("CPU", cpus, 1), ("GPU", gpus, 0)):
@@ -193,7 +193,7 @@ class _Loop:
             )
             self._make_room(self.config.probe.workers)
             classifier = self._probe(at, states, uncertainty)
-            self._make_room(self.config.engine.replicas * self.config.engine.cpus)
+            self._make_room(self.config.engine.replicas * self.config.engine.reserved_cpus)
             scores = self._score(f"{at}/scores", pool, model, classifier, uncertainty)
             stopped = self._nothing_to_spend_on(scores, uncertainty)
             if stopped is not None:
@@ -202,7 +202,7 @@ class _Loop:
             self.annotations.append(annotate(self.store, f"{at}/annotations", selection=chosen, answers=answers))
             self.labelled |= frozenset(_ids(chosen))
             self._replay(at, pool, scores, uncertainty, model, round_)
-            self._make_room(self.config.finetune.workers)
+            self._make_room(self.config.finetune.workers * self.config.finetune.reserved_cpus)
             model = self._finetune(f"{at}/adapter", model)
             if test is not None:
                 self.evaluations.append(self._evaluate(f"{at}/evaluation", test, model, self.evaluations[0]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -71,6 +71,13 @@ class SamplingConfig(Section):
         return top_k or None
 
 
+Cpus = Annotated[float, Field(gt=0)] | Literal["auto"]
+
+
+def reserved_cpus(cpus: float | Literal["auto"]) -> float:
+    return 1.0 if cpus == "auto" else cpus
+
+
 class EngineConfig(Section):
     name: Literal["transformers", "vllm"] = "transformers"
     """Backend that generates. ``transformers``: the reference, and for CPUs; ``vllm``: for GPUs (extra ``vllm``)."""
@@ -82,8 +89,9 @@ class EngineConfig(Section):
     """GPUs over which each layer of a copy is split (vLLM); transformers spreads its blocks over as many."""
     pipeline_parallel: int = Field(1, ge=1)
     """Groups of GPUs over which the layers of a copy are shared out."""
-    cpus: float = Field(1, gt=0)
-    """CPUs of one copy; also its threads."""
+    cpus: Cpus = "auto"
+    """CPUs that one copy reserves, and its threads. ``auto``: one is reserved; on a CPU it computes with all cores of its node,
+    shared out over the copies there, or with one thread where the model is so small that more would only wait for each other."""
     gpus: float = Field(0, ge=0)
     """GPUs of one copy over tensor_parallel x pipeline_parallel: 0 on CPUs, 1 on GPUs, a part where small copies share one."""
     max_model_len: int | None = Field(None, ge=8)
@@ -102,6 +110,11 @@ class EngineConfig(Section):
     """Seconds to wait for a place while other work holds the cluster."""
     vllm: dict[str, Any] = {}
     """Further arguments of ``vllm.LLM``, such as gpu_memory_utilization, by their own names."""
+
+    @property
+    def reserved_cpus(self) -> float:
+        """That Ray sets aside for one copy."""
+        return reserved_cpus(self.cpus)
 
     @model_validator(mode="after")
     def _whole_gpus_where_sharded(self) -> Self:
@@ -236,10 +249,17 @@ class FinetuneConfig(Section):
     """Trade compute for memory."""
     workers: int = Field(1, ge=1)
     """Ray Train workers, one GPU each where there are GPUs."""
+    cpus: Cpus = "auto"
+    """CPUs that one worker reserves and its threads, as of ``engine.cpus``."""
     replay_known: float = Field(1.0, ge=0)
     """Predicted-known, unlabelled questions with the model's own majority answer, per labelled question. Costs no label."""
     checkpoint_every: int = Field(200, ge=1)
     """Optimiser steps between checkpoints inside the stage."""
+
+    @property
+    def reserved_cpus(self) -> float:
+        """That Ray sets aside for one worker."""
+        return reserved_cpus(self.cpus)
 
     @model_validator(mode="after")
     def _micro_batch_divides(self) -> Self:
@@ -330,6 +350,7 @@ NOT_CONTENT = (
     "stopping",
     "engine.replicas",
     "engine.cpus",
+    "finetune.cpus",
     "engine.max_attempts",
     "engine.max_error_rate",
     "engine.max_restarts",

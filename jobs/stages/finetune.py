@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ka2l_ray.actors.language_model import Model
+from ka2l_ray.actors.threads import set_threads
 from ka2l_ray.config import FinetuneConfig, ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.finetuning.lora import add_lora, make_optimizer
@@ -55,7 +56,7 @@ def finetune(
         annotations: tables whose rows are trained on together.
         model: the base model; its adapter, if any, is gone on from.
     """
-    settings = config.model_dump(mode="json", exclude={"replay_known", "checkpoint_every", "start"})
+    settings = config.model_dump(mode="json", exclude={"replay_known", "checkpoint_every", "start", "cpus"})
     inputs = {
         "stage": "finetune",
         "annotations": [a.key for a in annotations],
@@ -83,7 +84,9 @@ def finetune(
                 "seed": seed,
             },
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1}),
+            scaling_config=ScalingConfig(
+                num_workers=config.workers, use_gpu=use_gpu, resources_per_worker={"CPU": config.reserved_cpus}
+            ),
             run_config=RunConfig(
                 name="finetune",
                 storage_path=work.url("_scratch/ray_train"),
@@ -116,9 +119,8 @@ def train_adapter(job: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     config = FinetuneConfig(**job["config"])
-    if not torch.cuda.is_available():
-        torch.set_num_threads(1)
     language_model = LanguageModel(ModelConfig(**job["base"]))
+    set_threads(config.cpus, language_model, context.get_local_world_size())
     prompter = Prompter(language_model.tokenizer, PromptConfig(**job["prompt"]))
     table = Storage(job["out"]).read_table(job["rows"])
     rows = encode_rows(prompter, table["question"].to_pylist(), table["target"].to_pylist(), config.max_length)
