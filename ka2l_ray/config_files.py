@@ -6,15 +6,18 @@ Imports neither torch nor ray, so that ``--help`` and wrong configurations are a
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from ka2l_ray.config import RunConfig
 from ka2l_ray.errors import UserError
+
+S = TypeVar("S", bound=BaseModel)
 
 
 def preset_names() -> list[str]:
@@ -56,7 +59,19 @@ def validate(document: dict[str, Any], where: str = "configuration") -> RunConfi
     try:
         return RunConfig.model_validate(document)
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error)}") from None
+        raise UserError(f"{where}: {_explain(error, valid_keys())}") from None
+
+
+def validate_section(section: type[S], values: Mapping[str, Any], where: str) -> S:
+    """A section of the configuration from values given in Python.
+
+    Raises:
+        UserError: an unknown key, or a value out of range; one line.
+    """
+    try:
+        return section.model_validate(dict(values))
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error, valid_keys(section))}") from None
 
 
 def dump(config: RunConfig) -> str:
@@ -121,13 +136,13 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, valid: list[str]) -> str:
     """The faults of one validation, in one line."""
     faults = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            faults.append(f"unknown key '{key}'{_nearest(key, valid_keys())}")
+            faults.append(f"unknown key '{key}'{_nearest(key, valid)}")
         elif fault["type"] == "missing":
             faults.append(f"'{key}' is missing")
         else:

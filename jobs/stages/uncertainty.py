@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -20,7 +19,7 @@ from ka2l_ray.jobs.stages.progress import progress
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage
 from ka2l_ray.uncertainty.p_true import Answered, case, solved_examples
-from ka2l_ray.uncertainty.scores import answer_scores, cross_fitted_regression, quality
+from ka2l_ray.uncertainty.scores import answer_scores, column_of, cross_fitted_regression, quality
 
 
 def p_true(store: Store, name: str, *, answered: Artefact, model: Model, engine: EngineConfig, engines: Engines) -> Artefact:
@@ -97,11 +96,6 @@ def uncertainty(
         return {"rows": len(rows), "wrong": float(np.mean([row["wrong"] for row in rows])), "quality": figures}
 
     return store.compute(name, inputs, build)
-
-
-def column_of(score: str) -> str:
-    """``P(True)`` is the column ``p_true``."""
-    return re.sub(r"[^a-z0-9]+", "_", score.lower()).strip("_")
 
 
 def _qualities(rows: list[dict[str, Any]]) -> Iterator[Any]:

@@ -171,7 +171,7 @@ class LanguageModel:
         results: dict[int, list[Generation]] = {}
         fan_out = len(temperatures)
         how = Sampling.of_samples(temperatures, top_ps, top_ks, self.device)
-        if isinstance(seeds, int):
+        if isinstance(seeds, int | np.integer):
             seeds = [prompt_seeds(seeds, ids, fan_out) for ids in prompts_ids]
         for rows in batches_by_length([len(p) for p in prompts_ids], batch_tokens, fan_out, max_tokens, enough=None):
             answers = [Answer(stop, self.tokenizer, self.end_ids, thinking) for _ in range(len(rows) * fan_out)]

@@ -8,6 +8,7 @@ coverages), and calibration of the score as a probability of error, after Platt 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -52,6 +53,11 @@ def answer_scores(
     if greedy_log_likelihood is not None:
         scores["log-likelihood"] = -greedy_log_likelihood
     return scores
+
+
+def column_of(score: str) -> str:
+    """Its name in a table: ``P(True)`` is the column ``p_true``."""
+    return re.sub(r"[^a-z0-9]+", "_", score.lower()).strip("_")
 
 
 def lexical_similarity(answers: Sequence[str]) -> float:

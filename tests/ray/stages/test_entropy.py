@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from ka2l_ray.jobs.stages.uncertainty import column_of
+from ka2l_ray.uncertainty.scores import column_of
 from ka2l_ray.semantics.clustering import Counts, cluster_answers
 from ka2l_ray.semantics.judges import NLIJudge
 from ka2l_ray.uncertainty.ranking import auroc
