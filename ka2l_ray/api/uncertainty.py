@@ -117,7 +117,9 @@ class Uncertainty:
         for i, row in enumerate(rows):
             if isinstance(row, str) or not row or not all(isinstance(text, str) for text in row):
                 raise UserError(f"answers of question {i}: {row!r:.80}; give a list of texts, one at least, for each question")
-        nameless = Given([str(i) for i in range(len(rows))], [""] * len(rows), None, getattr(answers, "index", None))
+        nameless = Given(
+            [str(i) for i in range(len(rows))], [""] * len(rows), None, answers.index if hasattr(answers, "iloc") else None
+        )
         given = nameless if questions is None else read_questions([questions] if isinstance(questions, str) else questions)
         likelihoods = None if log_likelihoods is None else [list(row) for row in log_likelihoods]
         for what, other in (("questions", given), ("lists of log-likelihoods", likelihoods)):

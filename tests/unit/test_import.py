@@ -68,6 +68,19 @@ def test_the_package_imports_at_once() -> None:
     assert (run.returncode, run.stdout.strip()) == (0, "[]"), run.stderr
 
 
+def test_the_face_of_the_core_comes_when_it_is_asked_for_without_ray_vllm_and_deepspeed() -> None:
+    script = """
+import ka2l_ray
+assert set(ka2l_ray.__all__) <= set(dir(ka2l_ray))
+from ka2l_ray import KnowledgeProbe, Learner, Uncertainty
+print(Uncertainty(judge="exact").of([["a", "a", "b"]])["cluster_ids"][0], Learner.__name__, KnowledgeProbe.__name__)
+ka2l_ray.Uncertain
+"""
+    run = run_without(script)
+    assert run.stdout.strip() == "[0, 0, 1] Learner KnowledgeProbe"
+    assert "AttributeError: module 'ka2l_ray' has no attribute 'Uncertain'" in run.stderr
+
+
 def test_every_core_module_imports_without_ray_vllm_and_deepspeed() -> None:
     modules = [module_name(path) for path in core_files()]
     assert {

@@ -15,10 +15,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from ka2l_ray.uncertainty.scores import column_of
 from ka2l_ray.semantics.clustering import Counts, cluster_answers
 from ka2l_ray.semantics.judges import NLIJudge
 from ka2l_ray.uncertainty.ranking import auroc
+from ka2l_ray.uncertainty.scores import column_of
 from ka2l_ray.world import bundled_path
 from ka2l_ray.world.facts import World
 from tests.ray.commands import ka2l, ka2l_killed_in

@@ -1,0 +1,130 @@
+"""The probe with scikit-learn's manners: from arrays, or from a model and questions; the layer is chosen inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from ka2l_ray import KnowledgeProbe, Uncertainty
+from ka2l_ray.api.knowledge_probe import _validation_rows
+from ka2l_ray.errors import UserError
+from ka2l_ray.models.language_model import LanguageModel
+from ka2l_ray.probes import DegenerateLabelsError, probe_from_bytes
+
+
+def layered(n: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(n, 3, 8) states of which layer 1 alone says the label."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n)
+    states = rng.normal(size=(n, 3, 8)).astype(np.float32)
+    states[:, 1, 0] += 6 * (labels - 0.5)
+    return states, labels
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_it_chooses_the_layer_that_says_the_label(kind: Any) -> None:
+    states, labels = layered(300)
+    probe = KnowledgeProbe(kind=kind, hidden_width=32, learning_rate=1e-2).fit(states, labels)
+    unseen, truth = layered(200, seed=1)
+    p = probe.predict_proba(unseen)
+    assert (probe.layer_, [fit.layer for fit in probe.fits_]) == (1, [0, 1, 2])
+    assert p.shape == (200, 2)
+    np.testing.assert_allclose(p.sum(1), 1)
+    assert (probe.predict(unseen) == truth).mean() > 0.97
+    np.testing.assert_array_equal(probe.predict(unseen), probe.classes_[p.argmax(1)])
+
+
+def test_states_may_be_given_by_layer_as_tensors_or_of_one_layer() -> None:
+    states, labels = layered(120)
+    wanted = KnowledgeProbe().fit(states, labels).predict_proba(states)
+    by_layer = {layer: torch.from_numpy(states[:, layer]) for layer in range(3)}
+    probe = KnowledgeProbe().fit(by_layer, labels.tolist())
+    np.testing.assert_array_equal(probe.predict_proba(torch.from_numpy(states)), wanted)
+    np.testing.assert_array_equal(probe.predict_proba(states[:, 1]), wanted)  # one array is the layer that is meant
+    one = KnowledgeProbe().fit(pd.DataFrame(states[:, 1]), pd.Series(labels, index=range(5, 125)))
+    np.testing.assert_array_equal(one.predict_proba(states[:, 1]), wanted)
+    assert KnowledgeProbe(layers=[0, 2]).fit(states, labels).layer_ in (0, 2)
+
+
+def test_a_saved_probe_is_safetensors_and_predicts_the_same(tmp_path: Path) -> None:
+    states, labels = layered(120)
+    probe = KnowledgeProbe().fit(states, labels)
+    for path in (tmp_path / "folder", tmp_path / "mine.safetensors"):
+        file = probe.save(path)
+        assert set(load_file(file)) == {"head.weight", "head.bias"}
+        again = KnowledgeProbe.load(path)
+        assert again.layer_ == 1
+        np.testing.assert_array_equal(again.predict_proba(states), probe.predict_proba(states))
+    _, card = probe_from_bytes((tmp_path / "folder/probe.safetensors").read_bytes(), "here")  # as ka2l score --probe reads it
+    assert (card.layer, card.kind, card.dimension) == (1, "linear", 8)
+
+
+def test_with_a_model_it_reads_the_states_itself(scorer: Uncertainty, student: LanguageModel, pool: pd.DataFrame) -> None:
+    """They are transformers' own hidden states of the last prompt token."""
+    table = scorer.score(pool.question)
+    probe = KnowledgeProbe(scorer.model).fit(table)
+    assert scorer.model is not None
+    prompts = [scorer.model.prompter.encode(scorer.model.prompter.prompt(q)) for q in pool.question]
+    with torch.inference_mode():
+        outs = [student.model(torch.tensor([ids]), output_hidden_states=True).hidden_states for ids in prompts]
+    states = np.array([[layer[0, -1].numpy() for layer in out] for out in outs])
+    np.testing.assert_allclose(probe.predict_proba(pool.question), probe.predict_proba(states), atol=1e-4)
+    again = KnowledgeProbe(scorer.model).fit(pool.question, table["label"])
+    np.testing.assert_array_equal(again.predict_proba(pool.question), probe.predict_proba(pool.question))
+
+
+def test_a_saved_probe_goes_on_with_a_model(scorer: Uncertainty, pool: pd.DataFrame, tmp_path: Path) -> None:
+    probe = KnowledgeProbe(scorer.model).fit(scorer.score(pool))
+    probe.save(tmp_path)
+    again = KnowledgeProbe.load(tmp_path, scorer.model)
+    np.testing.assert_array_equal(again.predict_proba(pool), probe.predict_proba(pool))
+
+
+def test_validation_holds_both_labels_and_never_part_of_equal_questions() -> None:
+    groups = [f"Question {i // 2}{'?' * (i % 2)}" for i in range(40)]
+    labels = np.array([i // 2 < 3 for i in range(40)], np.int8)
+    held_out = _validation_rows(groups, labels, 0.2, seed=0)
+    assert (held_out[::2] == held_out[1::2]).all()
+    assert {*labels[held_out].tolist()} == {*labels[~held_out].tolist()} == {0, 1}
+    assert held_out.sum() == 2 * (round(0.2 * 3) + round(0.2 * 17))
+    assert (_validation_rows(groups, labels, 0.2, seed=1) != held_out).any()
+
+
+def test_labels_that_leave_nothing_to_tell_apart_have_an_error_of_their_own() -> None:
+    states, _ = layered(20)
+    with pytest.raises(DegenerateLabelsError, match="0 of 20 questions are known"):
+        KnowledgeProbe().fit(states, np.ones(20))
+    with pytest.raises(DegenerateLabelsError, match="1 of 20 questions are unknown"):
+        KnowledgeProbe().fit(states, np.arange(20) == 4)
+
+
+def test_wrong_use_is_one_line(tmp_path: Path) -> None:
+    states, labels = layered(20)
+    broken = states.copy()
+    broken[3, 2, 0] = np.nan
+    fitted = KnowledgeProbe().fit(states, labels)
+    refused: list[tuple[Any, str]] = [
+        (lambda: KnowledgeProbe().predict_proba(states), "not fitted"),
+        (lambda: KnowledgeProbe().fit(["Who?"], [1]), "a probe without a model"),
+        (lambda: KnowledgeProbe().fit(states), "no labels were given"),
+        (lambda: KnowledgeProbe().fit(states, labels[:5]), r"labels of shape \(5,\) for 20 questions"),
+        (lambda: KnowledgeProbe().fit(states, labels + 1), "labels must be 1"),
+        (lambda: KnowledgeProbe().fit(broken, labels), "non-finite value in layer 2"),
+        (lambda: KnowledgeProbe().fit(states[..., None], labels), "states of shape"),
+        (lambda: KnowledgeProbe(layers=[7]).fit(states, labels), "no states of layer 7"),
+        (lambda: KnowledgeProbe(kind="forest"), "KnowledgeProbe: kind"),  # type: ignore[arg-type]
+        (lambda: KnowledgeProbe(validation=1.0), "validation is 1.0"),
+        (lambda: fitted.predict_proba(states[:, 1, :4]), "4 dimensions, the probe was fitted on 8"),
+        (lambda: KnowledgeProbe.load(tmp_path), "no probe there"),
+    ]
+    for use, message in refused:
+        with pytest.raises(UserError, match=message) as error:
+            use()
+        assert "\n" not in str(error.value)
