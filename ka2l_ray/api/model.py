@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
 from ka2l_ray.config_files import validate_section
 from ka2l_ray.errors import UserError
-from ka2l_ray.models.language_model import Generation, LanguageModel
+from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.models.lent import as_it_was
 from ka2l_ray.models.prompts import Prompter
+from ka2l_ray.models.sampling import Generation
 
 BATCH_TOKENS = int(EngineConfig().batch_tokens)
 

@@ -15,7 +15,7 @@ from ka2l_ray.config import EntropyConfig, SamplingConfig
 from ka2l_ray.config_files import validate_section
 from ka2l_ray.errors import UserError
 from ka2l_ray.evaluation import exact_match
-from ka2l_ray.models.language_model import Generation
+from ka2l_ray.models.sampling import Generation
 from ka2l_ray.semantics.clustering import Clustering, Judge, cluster_answers, majority_answer
 from ka2l_ray.semantics.entropy import labels, threshold
 from ka2l_ray.semantics.judges import NLIJudge, make_judge
