@@ -99,7 +99,14 @@ class Engines:
             except BaseException:
                 self.release()  # what is in flight would go on writing
                 raise
-        return {"resumed_rows": resumed, **_finish(work, questions)}
+        counts = _finish(work, questions)
+        if counts.get("cut_in_thought"):
+            logger.warning(
+                "%s: %d answers end inside their think block and count as empty; sampling.max_tokens gives them more room",
+                method,
+                counts["cut_in_thought"],
+            )
+        return {"resumed_rows": resumed, **counts}
 
     def _step(self, run: _Run) -> int:
         """Keep every replica busy, wait for one shard, and note how it went; rows done."""

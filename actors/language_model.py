@@ -22,12 +22,17 @@ from ka2l_ray.errors import UserError
 from ka2l_ray.models.adapters import adapter_rank, check_adapter_for_vllm
 from ka2l_ray.models.language_model import SPREAD, LanguageModel
 from ka2l_ray.models.model_files import check_is_model, model_identity
-from ka2l_ray.models.prompts import Prompter
+from ka2l_ray.models.prompts import Prompter, load_prompter
 from ka2l_ray.models.sampling import Generation
 from ka2l_ray.schema import Position
 from ka2l_ray.seeds import derive_seed
 from ka2l_ray.store.storage import Storage
 from ka2l_ray.uncertainty.p_true import Answered, case, encode
+
+# Of the answers of a shard: so many may think where they should not (the odd one does), or be cut in their thoughts.
+MOST_THINKING = 0.1
+MOST_CUT = 0.5
+FIXED_CASE = ("Which city is the capital of France?", "Paris")
 
 COUNTS = b"counts"  # in a shard's file metadata: what it cost, so that a stage that went on adds up to the same
 
@@ -45,8 +50,19 @@ class Model:
     adapter_key: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """For content keys: digests, not paths."""
-        return {"base": model_identity(self.base), "adapter": self.adapter_key, "prompt": self.prompt.model_dump(mode="json")}
+        """For content keys: digests, not paths; and a fixed case as the model reads it, whatever template and library make of it.
+
+        Raises:
+            UserError: the prompt does not fit the model.
+        """
+        question, answer = FIXED_CASE
+        prompter = load_prompter(self.base, self.prompt)
+        return {
+            "base": model_identity(self.base),
+            "adapter": self.adapter_key,
+            "prompt": self.prompt.model_dump(mode="json"),
+            "rendering": [*prompter.encode(prompter.prompt(question)), *prompter.encode_answer(question, answer)],
+        }
 
 
 def engine_identity(engine: EngineConfig, backend: str) -> dict[str, Any]:
@@ -178,9 +194,7 @@ class LanguageModelActor:
             **_greedy_columns([row[-1] if first == 0 else None for row in answers]),
             "error": [None] * len(question_ids),
         }
-        return pa.table(columns, schema=schema.SAMPLES), {
-            "generated_tokens": sum(len(a.token_ids) for row in answers for a in row)
-        }
+        return pa.table(columns, schema=schema.SAMPLES), _answer_counts(answers)
 
     def answer(
         self, questions: pa.Table, encoded: list[list[int]], sampling: SamplingConfig, seed: tuple[int, ...]
@@ -195,7 +209,7 @@ class LanguageModelActor:
             "prediction": [row[0].text for row in answers],
             "error": [None] * len(question_ids),
         }
-        return pa.table(columns, schema=schema.PREDICTIONS), {"generated_tokens": sum(len(row[0].token_ids) for row in answers)}
+        return pa.table(columns, schema=schema.PREDICTIONS), _answer_counts(answers)
 
     def p_true(self, questions: pa.Table, encoded: list[list[int]], examples: str) -> tuple[pa.Table, dict[str, int]]:
         """P(True) of each greedy-like answer; rows of ``schema.P_TRUE``. ``examples`` are the solved cases before each."""
@@ -264,6 +278,8 @@ class LanguageModelActor:
                 self.engine = LanguageModel(role.base, device=SPREAD)
                 set_threads(role.engine.cpus, self.engine, replicas_a_node(role.engine))
             self.prompter = Prompter(self.engine.tokenizer, role.prompt)
+            if self.prompter.end_of_turn is not None:  # an answer ends where a training row does
+                self.engine.end_ids.add(self.prompter.end_of_turn)
         return self.engine
 
     def _encode(self, questions: pa.Table, answer_tokens: int) -> list[list[int]]:
@@ -292,7 +308,12 @@ class LanguageModelActor:
         top_ps: list[float] | None = None,
         top_ks: list[int] | None = None,
     ) -> list[list[Generation]]:
-        return self._engine().generate(
+        """Answers to the prompts.
+
+        Raises:
+            UserError: the model thinks where it should not, or longer than it may.
+        """
+        answers = self._engine().generate(
             encoded,
             seeds,
             temperatures,
@@ -300,8 +321,22 @@ class LanguageModelActor:
             stop=sampling.stop,
             top_ps=top_ps,
             top_ks=top_ks,
+            thinking=self.prompter.thinking,
             batch_tokens=self.role.engine.batch_tokens,
         )
+        counts = _answer_counts(answers)
+        total = len(temperatures) * len(answers)
+        if not self.prompter.thinking.strip and counts.get("thoughts", 0) > MOST_THINKING * total:
+            raise UserError(
+                f"{counts['thoughts']} of {total} answers begin with a think block, and prompt.thinking is off; "
+                f"{self.prompter.ways_out}"
+            )
+        if counts.get("cut_in_thought", 0) > MOST_CUT * total:
+            raise UserError(
+                f"{counts['cut_in_thought']} of {total} answers end inside their think block; raise sampling.max_tokens "
+                f"({sampling.max_tokens}), or turn thinking off: {self.prompter.ways_out}"
+            )
+        return answers
 
     def _seeds(self, seed: tuple[int, ...], question_id: str, samples: Sequence[int]) -> list[int]:
         """Of a question's samples. vLLM derives those of one request itself, from its first seed on."""
@@ -336,6 +371,16 @@ def _answer_columns(answers: Sequence[Sequence[Generation]]) -> dict[str, list[A
         "token_logprobs": [[a.token_logprobs for a in row] for row in answers],
         "finish_reasons": [[a.finish_reason for a in row] for row in answers],
     }
+
+
+def _answer_counts(answers: Sequence[Sequence[Generation]]) -> dict[str, int]:
+    """What the answers cost, and how many of them thought; ``cut_in_thought`` are empty."""
+    drawn = [answer for row in answers for answer in row]
+    counts = {
+        "thoughts": sum(answer.thought != "none" for answer in drawn),
+        "cut_in_thought": sum(answer.thought == "open" for answer in drawn),
+    }
+    return {"generated_tokens": sum(len(answer.token_ids) for answer in drawn), **{k: n for k, n in counts.items() if n}}
 
 
 def _greedy_columns(answers: Sequence[Generation | None]) -> dict[str, list[Any]]:

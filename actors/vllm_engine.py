@@ -238,6 +238,7 @@ class VLLMEngine:
             seed=seed & SEED_BITS,
             max_tokens=max_tokens,
             stop=list(stop),
+            stop_token_ids=sorted(self.end_ids),
             logprobs=0,
         )
 

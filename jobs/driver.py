@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import yaml
-from transformers import AutoTokenizer
 
 from ka2l_ray.acquisition import strategy
 from ka2l_ray.actors.engines import Engines
@@ -37,9 +36,9 @@ from ka2l_ray.jobs.stages.score import score, score_by_semantic_entropy
 from ka2l_ray.jobs.stages.select import select
 from ka2l_ray.ledger import Ledger
 from ka2l_ray.models.model_files import check_is_model, skeleton
-from ka2l_ray.models.prompts import Prompter
+from ka2l_ray.models.prompts import load_prompter
+from ka2l_ray.schema import SCHEMA_VERSION
 from ka2l_ray.store.artefacts import Artefact, RunStore, difference, flatten
-from ka2l_ray.world import bundled_path
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +75,7 @@ def run(config: RunConfig, store: RunStore) -> RunResult:
 def check_inputs(config: RunConfig) -> None:
     """Raise a UserError for what can be known to be wrong before Ray starts: no such file, no model, no strategy."""
     check_is_model(config.model)
-    source = {"revision": config.model.revision, "trust_remote_code": config.model.trust_remote_code}
-    Prompter(AutoTokenizer.from_pretrained(bundled_path(config.model.path), **source), config.prompt).check()
+    load_prompter(config.model, config.prompt)
     check_engine(config.model, config.engine, config.sampling.k)
     _check_adapters_to_come(config)
     strategy(config.selection.strategy)
@@ -137,6 +135,13 @@ def hold_config(config: RunConfig, store: RunStore) -> None:
     if store.storage.exists("config.yaml"):
         if not store.storage.exists("metrics.jsonl"):
             raise RunMismatchError(f"{config.output}: a config.yaml is there that no run wrote; set another output directory")
+        made = {name: artefact.schema_version for name, artefact in store.manifest.items()}
+        older = {version for name, version in made.items() if name not in INPUTS and version != SCHEMA_VERSION}
+        if older:
+            raise RunMismatchError(
+                f"{config.output}: this run was made by another version of ka2l_ray (schema version {min(older)}, this one's is "
+                f"{SCHEMA_VERSION}), whose results differ; set another output, or delete the directory"
+            )
         there = content_part(yaml.safe_load(store.storage.read_bytes("config.yaml")))
         now = content_part(config.model_dump(mode="json"))
         if there != now and set(store.manifest) - INPUTS:
@@ -144,7 +149,7 @@ def hold_config(config: RunConfig, store: RunStore) -> None:
                 f"{config.output}: this run was begun with another configuration ({difference(there, now)}); "
                 "set another output, or delete the directory"
             )
-        if there != now:  # it was refused before anything was computed, and is corrected
+        if there != now or set(made.values()) - {SCHEMA_VERSION}:  # nothing that costs was computed; it is begun anew
             store.forget()
     store.log_metric("started", config.output)
     store.storage.write_bytes("config.yaml", dump(config).encode())

@@ -9,6 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 BUNDLED_STUDENT = "bundled:student"
 BUNDLED_JUDGE = "bundled:judge"
 
+# What ``apply_chat_template`` is called with by ourselves.
+RENDERING = {
+    *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "continue_final_message"),
+    *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"),
+    *("tokenizer_kwargs", "strftime_now"),
+}
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -27,11 +34,29 @@ class ModelConfig(Section):
 
 class PromptConfig(Section):
     instruction: str = "Answer the question as briefly as you can."
-    """Said before the question (a system message where the model has a chat template); may be empty."""
+    """Said before the question; may be empty."""
+    role: Literal["auto", "system", "user"] = "auto"
+    """Of the instruction in a chat template. ``auto``: a system message where the template takes one and leaves it in its place,
+    else the beginning of the first user turn."""
     examples: list[tuple[str, str]] = []
     """Few-shot (question, answer) pairs."""
     chat_template: Literal["auto", "never"] = "auto"
     """``auto``: the tokenizer's own template where it has one; ``never``: plain ``Question: ... Answer:`` text."""
+    template_arguments: dict[str, Any] = {}
+    """Handed to the chat template at every rendering, such as ``enable_thinking: false``. Dates are pinned without them."""
+    prefill: str = ""
+    """Text that every answer begins with; it is part of the prompt. An empty think block keeps a reasoning model from thinking,
+    the header of the final channel does so for gpt-oss."""
+    thinking: Literal["off", "strip"] = "off"
+    """``off``: a model that thinks before it answers is refused; ``strip``: it may, and the block is left out of its answers
+    (``sampling.max_tokens`` must leave room for it)."""
+
+    @field_validator("template_arguments")
+    @classmethod
+    def _not_ours(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if ours := sorted(RENDERING.intersection(arguments)):
+            raise ValueError(f"'{ours[0]}' is what the template is rendered with, not an argument of its own; leave it out")
+        return arguments
 
 
 class PoolConfig(Section):

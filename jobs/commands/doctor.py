@@ -18,6 +18,9 @@ from ka2l_ray.config_files import load_config
 from ka2l_ray.errors import UserError
 from ka2l_ray.evaluation import meteor_data
 from ka2l_ray.jobs.commands.plan import plan
+from ka2l_ray.models.prompt_view import view_prompt
+from ka2l_ray.models.prompts import load_prompter
+from ka2l_ray.questions import QuestionReader
 from ka2l_ray.world import bundled_path
 
 PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "datasets", "numpy", "pyarrow")
@@ -41,7 +44,11 @@ def doctor(config_path: str | None) -> bool:
     ]
     if config_path is not None:
         config = load_config(config_path)
-        checks += [("configuration", lambda: _configuration(config_path, config)), ("output", lambda: _output(config))]
+        checks += [
+            ("configuration", lambda: _configuration(config_path, config)),
+            ("output", lambda: _output(config)),
+            ("prompt", lambda: _prompt(config)),
+        ]
     healthy = True
     for name, check in checks:
         try:
@@ -78,6 +85,11 @@ def _configuration(path: str, config: RunConfig) -> str:
     if config.ray_address is None and "RAY_ADDRESS" not in os.environ and needed > there:
         raise UserError(f"engine asks for {needed:g} GPUs, this machine has {there}; lower engine.replicas or set ray_address")
     return f"{path} is valid; model, judge and files are there"
+
+
+def _prompt(config: RunConfig) -> str:
+    first = next(iter(QuestionReader(config.pool.questions)))
+    return str(view_prompt(load_prompter(config.model, config.prompt), first["question"]))
 
 
 def _output(config: RunConfig) -> str:

@@ -1,10 +1,12 @@
-"""The plan of a run without running it: stages, rows, estimated bytes."""
+"""The plan of a run without running it: stages, rows, estimated bytes, and the first question's prompt."""
 
 from __future__ import annotations
 
 from ka2l_ray.config import RunConfig
 from ka2l_ray.jobs.driver import check_budget, check_inputs
 from ka2l_ray.models.model_files import check_is_model
+from ka2l_ray.models.prompt_view import view_prompt
+from ka2l_ray.models.prompts import load_prompter
 from ka2l_ray.questions import QuestionReader
 
 BYTES_PER_ANSWER = 120  # text, token ids and log-probabilities of a short answer, compressed
@@ -18,7 +20,10 @@ def plan(config: RunConfig) -> str:
         UserError: what ``ka2l run`` would refuse.
     """
     check_inputs(config)
-    pool = sum(1 for _ in QuestionReader(config.pool.questions))
+    first, pool = "", 0
+    for question in QuestionReader(config.pool.questions):
+        first = first or question["question"]
+        pool += 1
     check_budget(config, pool)
     test = sum(1 for _ in QuestionReader(config.pool.test)) if config.pool.test else 0
     model = check_is_model(config.model)
@@ -40,4 +45,5 @@ def plan(config: RunConfig) -> str:
     ]
     text = [f"plan: up to {config.stopping.max_rounds} rounds of", f"{'stage':<14}{'rows':>12}{'bytes, about':>16}"]
     text += [f"{stage:<14}{rows:>12,}{size:>16,}" for stage, rows, size in lines]
+    text += ["", str(view_prompt(load_prompter(config.model, config.prompt), first))]
     return "\n".join(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from ka2l_ray.actors.engines import Engines
@@ -11,6 +12,8 @@ from ka2l_ray.jobs.stages.entropy import cluster_identity, known_threshold
 from ka2l_ray.jobs.stages.memo import Memo
 from ka2l_ray.jobs.stages.progress import progress
 from ka2l_ray.jobs.stages.waves import sample_until_decided
+from ka2l_ray.models.prompt_view import view_prompt
+from ka2l_ray.models.prompts import load_prompter
 from ka2l_ray.schema import SCHEMA_VERSION
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage, digest
@@ -52,7 +55,9 @@ def sample(
     def build(work: Storage) -> dict[str, Any]:
         asked = questions.storage.read_table("")
         of = len(asked)
-        facts: dict[str, Any] = {"asked": sampling.k, "decided_at": decided_at}
+        first = asked["question"][0].as_py()
+        prompter = load_prompter(model.base, model.prompt)
+        facts: dict[str, Any] = {"asked": sampling.k, "decided_at": decided_at, "prompt": asdict(view_prompt(prompter, first))}
         if memo is not None:
             found, asked = memo.take_up(work, asked)
             facts["memoised"] = len(found)

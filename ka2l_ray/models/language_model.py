@@ -100,6 +100,7 @@ class LanguageModel:
     def _hold(self, model: Any, tokenizer: Any, name: str, device: torch.device) -> None:
         self.model, self.tokenizer, self.name, self.device = model, tokenizer, name, device
         self.dtype: torch.dtype = model.dtype
+        self.end_ids = end_token_ids(self.causal_lm.generation_config, tokenizer)  # tokens that end an answer
         self.prefill_tokens = 0
         self.adapter_key: str | None = None
 
@@ -134,11 +135,6 @@ class LanguageModel:
     def max_length(self) -> int:
         """Tokens of prompt and answer that the model takes."""
         return int(getattr(text_config(self.causal_lm.config), "max_position_embeddings", 2**31))
-
-    @property
-    def end_ids(self) -> set[int]:
-        """Tokens that end an answer."""
-        return end_token_ids(self.causal_lm.generation_config, self.tokenizer)
 
     @torch.inference_mode()
     def generate(

@@ -23,6 +23,18 @@ CLOSING = re.compile(
     r"|<channel\|>|<\|channel\|>final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
 )
 
+_PAIRS = {
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|inner_prefix|>": "<|inner_suffix|>",
+    "<|think:start|>": "<|think:end|>",
+    "<|start_think|>": "<|end_think|>",
+    "<|thought_start|>": "<|thought_end|>",
+    "<|reasoning|>": "<|end_reasoning|>",
+    "<|channel>": "<channel|>",
+    "<|channel|>": "<|channel|>final<|message|>",
+}
+"""Marks that are not closed by themselves with a slash."""
+
 Thought = Literal["none", "closed", "open"]
 """Whether an answer has a think block, and whether it was closed before the answer ended."""
 
@@ -49,6 +61,14 @@ def answer_start(said: str, opened: bool = False) -> int | None:
     if OPENING.search(said, start) or (opened and not start):
         return None
     return start
+
+
+def closing_mark(opening: str) -> str:
+    """The mark that closes the block that ``opening`` opens."""
+    for begin, end in _PAIRS.items():
+        if opening.startswith(begin):
+            return end
+    return f"{opening[0]}/{opening[1:]}"
 
 
 def split_answer(token_ids: Sequence[int], tokenizer: Any, opened: bool = False) -> tuple[str, Thought]:

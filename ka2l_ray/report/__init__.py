@@ -49,6 +49,7 @@ class Section:
 
 
 PARTS = {
+    "prompt": Part(data.prompt),
     "entropy": Part(data.entropy_rounds, figures.entropy_histograms),
     "layers": Part(data.probe_rounds, figures.auroc_by_layer),
     "states": Part(data.pca_rounds, figures.state_maps, "png"),

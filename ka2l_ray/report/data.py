@@ -255,6 +255,15 @@ def area_under_curve(points: Sequence[CurvePoint], group: str) -> float:
     return float(np.trapezoid(heights, labels) / width) if width else NAN
 
 
+def prompt(run: Run) -> dict[str, Any]:
+    """The first sampled question's prompt, as ``prompt_view`` recorded it."""
+    for artefact in run.rounds("samples").values():
+        if "prompt" in artefact.facts:
+            found: dict[str, Any] = artefact.facts["prompt"]
+            return found
+    raise NotThereError("no samples were taken yet, or by a version that did not record their prompt")
+
+
 def entropy_rounds(run: Run) -> list[EntropyRound]:
     found = []
     for round_, artefact in run.rounds("entropy").items():

@@ -17,7 +17,8 @@ from ka2l_ray.config import EntropyConfig, ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.batching import enough_tokens
 from ka2l_ray.models.language_model import LanguageModel
-from ka2l_ray.models.prompts import Prompter
+from ka2l_ray.models.prompts import without_thinking
+from ka2l_ray.models.thinking import answer_start
 from ka2l_ray.questions import normalize_answer
 from ka2l_ray.semantics.clustering import CONTRADICTION, ENTAILMENT, NEUTRAL, Judge, Pair, Verdict, joined
 from ka2l_ray.semantics.deberta import precompute_positions
@@ -145,8 +146,10 @@ class LLMJudge:
 
 
 def read_yes_or_no(text: str) -> Verdict:
-    """The first yes or no in a judge's words; with neither in them, the verdict is unparsable and taken for neutral."""
-    found = re.search(r"\b(yes|no)\b", text.lower())
+    """The first yes or no in a judge's words, its thoughts left out; with neither in them, the verdict is unparsable and taken
+    for neutral."""
+    start = answer_start(text)
+    found = re.search(r"\b(yes|no)\b", text[start:].lower()) if start is not None else None
     if found is None:
         return Verdict(NEUTRAL, unparsable=True)
     return SAME if found[1] == "yes" else DIFFERENT
@@ -211,7 +214,7 @@ class EmbeddingJudge:
 def local_model(path: str, *, batch_tokens: int, max_tokens: int = 8) -> Callable[[list[str]], list[str]]:
     """Ask a causal language model held in this process, by its chat template where it has one, for its likeliest answers."""
     model = LanguageModel(ModelConfig(path=path))
-    prompter = Prompter(model.tokenizer, PromptConfig(instruction=""))
+    prompter = without_thinking(model.tokenizer, PromptConfig(instruction=""))
 
     def ask(prompts: list[str]) -> list[str]:
         encoded = [prompter.encode(prompter.prompt(prompt)) for prompt in prompts]

@@ -156,9 +156,9 @@ class RunStore:
         entries = json.loads(self.storage.read_bytes("manifest.json"))["artefacts"]
         manifest: dict[str, Artefact] = {}
         for name, entry in entries.items():
-            if entry["reused_from"] is None:  # the run directory may have been moved
+            if entry.get("reused_from") is None:  # the run directory may have been moved
                 entry["url"] = self.storage.url(name)
-            manifest[name] = Artefact(**entry)
+            manifest[name] = _artefact(entry, self.storage.url(name))
         return manifest
 
     def _record(self, artefact: Artefact) -> None:
@@ -212,7 +212,17 @@ def _committed(storage: Storage, name: str) -> Artefact | None:
     marker = f"{name}/{ARTEFACT_FILE}" if name else ARTEFACT_FILE
     if not storage.exists(marker):
         return None
-    return Artefact(**{**json.loads(storage.read_bytes(marker)), "url": storage.url(name)})
+    return _artefact({**json.loads(storage.read_bytes(marker)), "url": storage.url(name)}, storage.url(name))
+
+
+def _artefact(entry: dict[str, Any], where: str) -> Artefact:
+    try:
+        return Artefact(**entry)
+    except TypeError:
+        raise RunMismatchError(
+            f"{where}: recorded by another version of ka2l_ray, in other words than this one's; "
+            "read it with that version, or give another directory"
+        ) from None
 
 
 def _partial(storage: Storage, name: str) -> bool:

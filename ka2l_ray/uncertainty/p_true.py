@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ka2l_ray.config import PromptConfig
 from ka2l_ray.models.prompts import Prompter
 
 EXAMPLES = 8
@@ -42,12 +41,6 @@ def solved_examples(question_ids: Sequence[str], right: Sequence[bool], n: int =
 
 def encode(prompter: Prompter, text: str) -> tuple[list[int], list[int], list[int]]:
     """Token ids of the prompt, of A and of B; in the model's chat template where it has one."""
-    bare = Prompter(prompter.tokenizer, PromptConfig(instruction="", chat_template=prompter.config.chat_template))
-    prompt = bare.prompt(text) if bare.uses_chat_template else text
-    space = "" if bare.uses_chat_template else " "
-    ids = bare.encode(prompt)
-    words = []
-    for word in ("A", "B"):
-        whole = bare.encode(f"{prompt}{space}{word}")  # as it follows the prompt, not as a text of its own
-        words.append(whole[len(ids) :] if whole[: len(ids)] == ids else bare.tokenizer.encode(word, add_special_tokens=False))
-    return ids, words[0], words[1]
+    bare = Prompter(prompter.tokenizer, prompter.config.model_copy(update={"instruction": "", "examples": []}))
+    prompt = bare.prompt(text) if bare.uses_chat_template else bare.open(text)
+    return bare.encode(prompt), bare.follow(prompt, "A"), bare.follow(prompt, "B")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from ka2l_ray.config import NOT_CONTENT, RunConfig, SamplingConfig, Section
+from ka2l_ray.config import NOT_CONTENT, FinetuneConfig, RunConfig, SamplingConfig, Section
 from ka2l_ray.config_files import dump, load_config, load_preset, preset_names, valid_keys, validate
 from ka2l_ray.errors import UserError
 
@@ -159,7 +159,7 @@ def test_every_preset_is_valid_with_a_pool(name: str, tmp_path: Path) -> None:
     config = load_config(path)
     preset = load_preset(name)
     assert config.model.path == preset["model"]["path"]
-    assert config.finetune.learning_rate == preset["finetune"]["learning_rate"]
+    assert config.finetune.learning_rate == preset.get("finetune", {}).get("learning_rate", FinetuneConfig().learning_rate)
 
 
 def test_presets_hold_the_papers_table_2() -> None:

@@ -33,11 +33,6 @@ GLM = (
     "<sop>{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-R1 = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}"
-    "{% elif m.role == 'assistant' %}<|Assistant|>{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}"
-)
 
 
 def byte_level_tokenizer(single: str, chat_template: str | None = None, eos: str = "</s>") -> PreTrainedTokenizerFast:
@@ -78,7 +73,9 @@ def whole_text(prompter: Prompter, answer: str) -> list[int]:
     if prompter.uses_chat_template:
         messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": answer}]
         text = prompter.tokenizer.apply_chat_template(messages, tokenize=False)
-        return prompter.tokenizer.encode(text.rstrip("\n"), add_special_tokens=False)
+        end = "<|end|>" if "<|end|>" in text else ""  # Phi's template closes the whole conversation too
+        text = text[: text.rindex(end) + len(end)] if end else text.rstrip("\n")
+        return prompter.tokenizer.encode(text, add_special_tokens=False)
     text = prompter.prompt(QUESTION)
     ids = prompter.tokenizer.encode(f"{text} {answer}")
     return ids if ids[-1] == prompter.tokenizer.eos_token_id else [*ids, prompter.tokenizer.eos_token_id]
@@ -204,11 +201,4 @@ def test_an_answer_has_an_end_where_the_template_writes_none() -> None:
     """GLM-4's template ends a turn with the next turn's opening token, so the last one stays open."""
     tokenizer = sentence_piece_tokenizer(GLM)
     ids = Prompter(tokenizer, PromptConfig(instruction="")).encode_answer(QUESTION, "Quast")
-    assert ids[-1] in (tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|user|>"))
-
-
-def test_a_template_that_rewrites_the_prompt_is_refused_with_the_way_out() -> None:
-    """As DeepSeek-R1's, which opens <think> only where no answer follows."""
-    prompter = Prompter(byte_level_tokenizer("$A", R1), PromptConfig(instruction=""))
-    with pytest.raises(ValueError, match=r"set prompt\.chat_template: never"):
-        prompter.encode_answer(QUESTION, "Quast")
+    assert ids[-1] == tokenizer.convert_tokens_to_ids("<|user|>")
