@@ -22,7 +22,7 @@ from ka2l_ray.errors import UserError
 from ka2l_ray.models.adapters import adapter_rank, check_adapter_for_vllm
 from ka2l_ray.models.language_model import SPREAD, LanguageModel
 from ka2l_ray.models.model_files import check_is_model, model_identity
-from ka2l_ray.models.prompts import Prompter, load_prompter
+from ka2l_ray.models.prompts import Prompter, fixed_case
 from ka2l_ray.models.sampling import Generation
 from ka2l_ray.schema import Position
 from ka2l_ray.seeds import derive_seed
@@ -32,7 +32,6 @@ from ka2l_ray.uncertainty.p_true import Answered, case, encode
 # Of the answers of a shard: so many may think where they should not (the odd one does), or be cut in their thoughts.
 MOST_THINKING = 0.1
 MOST_CUT = 0.5
-FIXED_CASE = ("Which city is the capital of France?", "Paris")
 
 COUNTS = b"counts"  # in a shard's file metadata: what it cost, so that a stage that went on adds up to the same
 
@@ -50,18 +49,16 @@ class Model:
     adapter_key: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """For content keys: digests, not paths; and a fixed case as the model reads it, whatever template and library make of it.
+        """For content keys: digests, not paths; and a fixed case as the model reads it.
 
         Raises:
             UserError: the prompt does not fit the model.
         """
-        question, answer = FIXED_CASE
-        prompter = load_prompter(self.base, self.prompt)
         return {
             "base": model_identity(self.base),
             "adapter": self.adapter_key,
             "prompt": self.prompt.model_dump(mode="json"),
-            "rendering": [*prompter.encode(prompter.prompt(question)), *prompter.encode_answer(question, answer)],
+            "rendering": fixed_case(self.base, self.prompt),
         }
 
 

@@ -22,6 +22,8 @@ from ka2l_ray.world import bundled_path
 
 logger = logging.getLogger(__name__)
 
+FIXED_CASE = ("Which city is the capital of France?", "Paris")
+
 SWITCHES = ("enable_thinking", "thinking")
 """Template arguments that turn a model's thinking off, where its template knows them."""
 
@@ -257,6 +259,13 @@ def load_prompter(model: ModelConfig, prompt: PromptConfig) -> Prompter:
         UserError: there is no tokenizer, or the prompt does not fit it.
     """
     return _load_prompter(model, prompt.model_dump_json())
+
+
+def fixed_case(model: ModelConfig, prompt: PromptConfig) -> list[int]:
+    """Token ids of one question and its answer as the model reads them: whatever template, tokenizer and library make of them."""
+    prompter = load_prompter(model, prompt)
+    question, answer = FIXED_CASE
+    return [*prompter.encode(prompter.prompt(question)), *prompter.encode_answer(question, answer)]
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from ka2l_ray import schema
@@ -131,6 +133,29 @@ def test_a_run_directory_of_another_configuration(small_run: dict[str, Any], tmp
     small_run["probe"]["epochs"] = 7
     line = refused("run", write_config(small_run, tmp_path))
     assert "probe.epochs: 3 there, 7 now" in line
+
+
+def test_a_run_of_an_earlier_version(small_run: dict[str, Any], tmp_path: Path) -> None:
+    """Its configuration lacks the keys that are new, and its artefacts are not ours to read: it is said, not guessed at."""
+    begun = resolved(small_run, tmp_path)
+    with RunStore(begun.output).locked():
+        store = RunStore(begun.output)
+        hold_config(begun, store)
+        store.compute("rounds/000/samples", {"stage": "sample"}, lambda _: {"rows": 1})
+    run = Path(begun.output)
+    document = yaml.safe_load((run / "config.yaml").read_text())
+    for key in ("role", "template_arguments", "prefill", "thinking"):
+        del document["prompt"][key]
+    (run / "config.yaml").write_text(yaml.safe_dump(document))
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["artefacts"]["rounds/000/samples"]["schema_version"] = 3
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    line = refused("run", write_config(small_run, tmp_path))
+    assert f"made by another version of ka2l_ray (schema version 3, this one's is {schema.SCHEMA_VERSION})" in line
+    del manifest["artefacts"]["rounds/000/samples"]["seconds"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert "recorded by another version of ka2l_ray" in refused("run", write_config(small_run, tmp_path))
+    assert "recorded by another version of ka2l_ray" in refused("status", str(run))
 
 
 def test_a_directory_that_no_run_made_is_left_alone(small_run: dict[str, Any], tmp_path: Path) -> None:

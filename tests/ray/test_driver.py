@@ -65,8 +65,12 @@ def test_doctor_and_dry_run_say_what_is_there_and_spend_nothing(small_run: dict[
     examined = ka2l("doctor", config)
     assert examined.returncode == 0, examined.stdout
     assert "configuration" in examined.stdout
+    first = json.loads(Path(small_run["pool"]["questions"]).read_text().splitlines()[0])["question"]
+    assert f"| <s>{first}\n" in examined.stdout
     planned = ka2l("run", config, "--dry-run", "-o", "probe.epochs=5")
     assert planned.returncode == 0, planned.stderr
     assert "epochs: 5" in planned.stdout
     assert "hidden_states" in planned.stdout
+    assert f"| <s>{first}\n" in planned.stdout
+    assert "a training row ends its answer with '</s>', token ids [" in planned.stdout
     assert not Path(small_run["output"]).exists()

@@ -23,7 +23,15 @@ from ka2l_ray.semantics.entropy import semantic_entropy
 from ka2l_ray.store.artefacts import RunStore
 from ka2l_ray.store.storage import Storage
 
+PROMPT = {
+    "question": "Who <b>?",
+    "text": "<s>Who <b>?\n",
+    "token_ids": [1, 17, 23],
+    "end_of_turn": "</s>",
+    "end_of_turn_ids": [2],
+}
 SECTIONS = [
+    "The prompt",
     "Semantic entropy",
     "Probe by layer",
     "Hidden states of the chosen layer",
@@ -98,7 +106,12 @@ def commit_probing_set(store: RunStore, at: str) -> None:
     said = {"prompt": "", "token_ids": [], "token_logprobs": [], "finish_reasons": [], "greedy_logprob": 0.0}
     greedy = [f"answer {i}." if i in RIGHT else "nonsense" for i in range(30)]
     samples = [{**row, **said, "generations": g, "greedy": a} for row, g, a in zip(asked, GENERATIONS, greedy, strict=True)]
-    commit(store, f"{at}/samples", {"rows": 30}, {"part.parquet": pa.Table.from_pylist(samples, schema=schema.SAMPLES)})
+    commit(
+        store,
+        f"{at}/samples",
+        {"rows": 30, "prompt": PROMPT},
+        {"part.parquet": pa.Table.from_pylist(samples, schema=schema.SAMPLES)},
+    )
     noise = np.random.default_rng(0).normal(size=(30, 4)) / 100
     states = zip(asked, noise.astype(np.float16), (noise + np.array(ENTROPIES)[:, None]).astype(np.float16), strict=True)
     hidden = [{**row, "layer_0": list(blind), "layer_1": list(telling)} for row, blind, telling in states]

@@ -22,6 +22,7 @@ from ka2l_ray.actors.vllm_engine import VLLMEngine
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
 from ka2l_ray.jobs.commands.inputs import Inputs
 from ka2l_ray.models.language_model import LanguageModel
+from ka2l_ray.models.thinking import Thinking
 from ka2l_ray.store.storage import Storage
 from ka2l_ray.world import bundled_path
 from ka2l_ray.world.facts import World
@@ -150,6 +151,8 @@ def test_ten_samples_are_one_request_seeded_and_with_the_models_own_log_probabil
     assert after[0] - before[0] == 2 * sum(map(len, prompts)), "one request for the ten, one for the greedy-like"
     again = ray.get(generating.call.remote("generate", tiny["first"], seeds=seeds, **asked))
     assert once == again
+    thoughtful = ray.get(generating.call.remote("generate", tiny["first"], seeds=seeds, **asked, thinking=Thinking(strip=True)))
+    assert thoughtful == once, "where there is no think block, stop texts count as ever"
     other = ray.get(generating.call.remote("generate", tiny["first"], seeds=[[s + 500 for s in row] for row in seeds], **asked))
     assert [[g.token_ids for g in row] for row in other] != [[g.token_ids for g in row] for row in once]
     assert all(len({tuple(g.token_ids) for g in row[:10]}) > 1 for row in once)

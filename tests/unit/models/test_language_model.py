@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,6 @@ from transformers import (
     CohereConfig,
     Gemma2Config,
     GraniteConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
@@ -36,6 +33,7 @@ from ka2l_ray.models.model_files import check_is_model, final_norm, model_dtype,
 from ka2l_ray.models.sampling import Generation, Sampling, keep_likeliest, sample_tokens
 from ka2l_ray.seeds import derive_seed
 from ka2l_ray.world.facts import World
+from tests.reciting import save_reciting_model
 
 ARCHITECTURES = ["student", "tiny_gpt2", "tiny_mistral"]
 
@@ -194,32 +192,10 @@ def test_filtered_answers_hold_likely_tokens_only_and_bear_the_models_own_log_pr
 
 @pytest.fixture
 def reciting(tokenizer: PreTrainedTokenizerBase, tmp_path: Path):
-    """A maker of models that answer any prompt with one text, token after token: no attention, one dimension a token."""
+    """A maker of models that answer any prompt with one text."""
 
     def make(text: str) -> LanguageModel:
-        chain = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
-        assert len(set(chain)) == len(chain) < 63, "the chain goes by the last token alone, so no token may come twice"
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        model = LlamaForCausalLM(config)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.fill_(1.0 if "norm" in name else 0.0)
-            embeddings, head = model.model.embed_tokens.weight, model.lm_head.weight
-            embeddings[:, 0] = 1.0
-            head[chain[0], 0] = 100.0
-            for i, (token, following) in enumerate(pairwise(chain), 1):
-                embeddings[token] = torch.nn.functional.one_hot(torch.tensor(i), 64)
-                head[following, i] = 100.0
-        model.save_pretrained(tmp_path)
-        tokenizer.save_pretrained(tmp_path)
-        return LanguageModel(ModelConfig(path=str(tmp_path)), device="cpu")
+        return LanguageModel(ModelConfig(path=save_reciting_model(tmp_path, tokenizer, text)), device="cpu")
 
     return make
 

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ka2l_ray.config import PromptConfig
+from ka2l_ray.models.prompt_view import view_prompt
 from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.world.facts import World
 
@@ -140,6 +141,7 @@ def test_a_plain_prompt_gets_the_bos_that_its_tokenizer_adds() -> None:
     assert ids[0] == tokenizer.bos_token_id
     assert ids.count(tokenizer.bos_token_id) == 1
     assert tokenizer.bos_token_id not in prompter.encode_answer(QUESTION, "Quast")
+    assert view_prompt(prompter, QUESTION).text.startswith("<s>Answer the question")
 
 
 def test_a_prompt_stays_open_where_the_tokenizer_closes_every_text() -> None:

@@ -133,6 +133,8 @@ def test_p_true_shows_solved_cases_half_of_them_wrong(plain_tokenizer, tokenizer
     ids, true, false = encode(Prompter(plain_tokenizer, PromptConfig(instruction="")), case(Answered("Who?", [], "he")))
     assert plain_tokenizer.decode(ids, skip_special_tokens=True).endswith("The possible answer is:")
     assert (plain_tokenizer.decode(true).strip(), plain_tokenizer.decode(false).strip()) == ("A", "B")
+    opened, _, _ = encode(Prompter(plain_tokenizer, PromptConfig(instruction="", prefill=" Well,")), "Is it?")
+    assert plain_tokenizer.decode(opened, skip_special_tokens=True) == "Is it? Well,"
     chat, _, _ = encode(Prompter(tokenizer, PromptConfig(instruction="")), "Is it?")
     assert chat == Prompter(tokenizer, PromptConfig(instruction="")).encode(
         tokenizer.apply_chat_template([{"role": "user", "content": "Is it?"}], tokenize=False, add_generation_prompt=True)
