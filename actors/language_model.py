@@ -29,10 +29,6 @@ from ka2l_ray.seeds import derive_seed
 from ka2l_ray.store.storage import Storage
 from ka2l_ray.uncertainty.p_true import Answered, case, encode
 
-# Of the answers of a shard: so many may think where they should not (the odd one does), or be cut in their thoughts.
-MOST_THINKING = 0.1
-MOST_CUT = 0.5
-
 COUNTS = b"counts"  # in a shard's file metadata: what it cost, so that a stage that went on adds up to the same
 
 
@@ -321,18 +317,7 @@ class LanguageModelActor:
             thinking=self.prompter.thinking,
             batch_tokens=self.role.engine.batch_tokens,
         )
-        counts = _answer_counts(answers)
-        total = len(temperatures) * len(answers)
-        if not self.prompter.thinking.strip and counts.get("thoughts", 0) > MOST_THINKING * total:
-            raise UserError(
-                f"{counts['thoughts']} of {total} answers begin with a think block, and prompt.thinking is off; "
-                f"{self.prompter.ways_out}"
-            )
-        if counts.get("cut_in_thought", 0) > MOST_CUT * total:
-            raise UserError(
-                f"{counts['cut_in_thought']} of {total} answers end inside their think block; raise sampling.max_tokens "
-                f"({sampling.max_tokens}), or turn thinking off: {self.prompter.ways_out}"
-            )
+        self.prompter.check_answers(answers, sampling.max_tokens)
         return answers
 
     def _seeds(self, seed: tuple[int, ...], question_id: str, samples: Sequence[int]) -> list[int]:

@@ -48,6 +48,8 @@ class PromptedModel:
             self.language_model = LanguageModel.of(model, tokenizer)
         self.prompter = Prompter(self.language_model.tokenizer, validate_section(PromptConfig, prompt or {}, "prompt"))
         self.prompter.check()
+        if self.prompter.end_of_turn is not None:
+            self.language_model.end_ids.add(self.prompter.end_of_turn)
         self.adapter: str | None = None
         """Directory of the LoRA adapter to answer with."""
 
@@ -85,7 +87,7 @@ class PromptedModel:
         sampled = 0 if greedy_only else sampling.k
         prompts_ids = self._encode(questions, sampling.max_tokens)
         with self.lent() as model:
-            return model.generate(
+            answers = model.generate(
                 prompts_ids,
                 seed,
                 [sampling.temperature] * sampled + [sampling.greedy_temperature],
@@ -93,8 +95,11 @@ class PromptedModel:
                 stop=sampling.stop,
                 top_ps=[sampling.top_p] * sampled + [1.0],
                 top_ks=[sampling.top_k or 0] * sampled + [0],
+                thinking=self.prompter.thinking,
                 batch_tokens=BATCH_TOKENS,
             )
+        self.prompter.check_answers(answers, sampling.max_tokens)
+        return answers
 
     def states(self, questions: Sequence[str], layers: Sequence[int]) -> dict[int, NDArray[np.float32]]:
         """(n, d) hidden states of each prompt's last token, by layer; no block beyond the deepest runs."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -17,11 +18,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ka2l_ray.config import ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.chat_templates import ANSWER, QUESTION, REFUSALS, ChatTemplate, Message, Turn
+from ka2l_ray.models.sampling import Generation
 from ka2l_ray.models.thinking import CLOSING, OPENING, Thinking, answer_start, closing_mark
 from ka2l_ray.world import bundled_path
 
 logger = logging.getLogger(__name__)
 
+# Of the answers of one shard: so many may think where they should not (the odd one does), or be cut in their thoughts.
+MOST_THINKING = 0.1
+MOST_CUT = 0.5
 FIXED_CASE = ("Which city is the capital of France?", "Paris")
 
 SWITCHES = ("enable_thinking", "thinking")
@@ -60,6 +65,20 @@ class Prompter:
             )
         for name in known.intersection(SWITCHES).difference(config.template_arguments) if config.thinking == "off" else ():
             logger.warning("the chat template reads '%s', which prompt.template_arguments does not set", name)
+
+    def check_answers(self, answers: Sequence[Sequence[Generation]], max_tokens: int) -> None:
+        """Raise a UserError where too many answers (one row a question) think unasked, or are cut in their thoughts."""
+        drawn = [answer.thought for row in answers for answer in row]
+        thoughts, cut = len(drawn) - drawn.count("none"), drawn.count("open")
+        if self.config.thinking == "off" and thoughts > MOST_THINKING * len(drawn):
+            raise UserError(
+                f"{thoughts} of {len(drawn)} answers begin with a think block, and prompt.thinking is off; {self.ways_out}"
+            )
+        if cut > MOST_CUT * len(drawn):
+            raise UserError(
+                f"{cut} of {len(drawn)} answers end inside their think block; raise sampling.max_tokens ({max_tokens}), "
+                f"or turn thinking off: {self.ways_out}"
+            )
 
     def prompt(self, question: str) -> str:
         """The text given to the model; it ends where the answer begins."""

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ka2l_ray.models.language_model import Answer, Generation
+from ka2l_ray.models.sampling import Answer, Generation
 from ka2l_ray.models.thinking import NO_THINKING, Thinking, answer_start, closing_mark, split_answer
 
 MARKS = ["<think>", "</think>", "<|channel|>", "<|start|>", "<|end|>", "<|message|>"]
