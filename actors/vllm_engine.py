@@ -15,12 +15,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from ka2l_ray.config import EngineConfig, ModelConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.adapters import check_adapter, check_adapter_for_vllm
-from ka2l_ray.models.model_files import block_linears, check_is_model, end_token_ids, final_norm, generation_config, model_dtype
+from ka2l_ray.models.model_files import (
+    block_linears,
+    check_is_model,
+    end_token_ids,
+    final_norm,
+    generation_config,
+    load_tokenizer,
+    model_dtype,
+)
 from ka2l_ray.models.sampling import Answer, Generation
 from ka2l_ray.models.thinking import NO_THINKING, Thinking, split_answer
 from ka2l_ray.models.weights import check_finite_files
@@ -64,7 +71,7 @@ class VLLMEngine:
         self.base, self.config = config, check_is_model(config)
         path = bundled_path(config.path)
         source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-        self.tokenizer = AutoTokenizer.from_pretrained(path, **source)
+        self.tokenizer = load_tokenizer(config)
         on_gpu = torch.cuda.is_available()
         self.dtype = model_dtype(config.dtype, torch.device("cuda" if on_gpu else "cpu"))
         self.end_ids = end_token_ids(generation_config(config), self.tokenizer)

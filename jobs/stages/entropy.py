@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 
 from ka2l_ray import schema
 from ka2l_ray.actors.judge import ClusterBatch
-from ka2l_ray.config import EntropyConfig, ModelConfig, PromptConfig
+from ka2l_ray.config import EntropyConfig, ModelConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.stages.progress import Update, progress
 from ka2l_ray.jobs.stages.streaming import map_rows
 from ka2l_ray.models.model_files import check_is_model, model_identity
-from ka2l_ray.models.prompts import load_tokenizer, without_thinking
+from ka2l_ray.models.prompts import load_quiet_prompter
 from ka2l_ray.semantics.cache import claim, merge
 from ka2l_ray.semantics.encoder import SENTENCE_ENCODER
 from ka2l_ray.semantics.entropy import labels, threshold
@@ -132,7 +132,7 @@ def verdict_identity(config: EntropyConfig) -> dict[str, Any]:
         if config.endpoint is None:
             model = ModelConfig(path=config.llm_model)
             check_is_model(model)
-            prompter = without_thinking(load_tokenizer(model), PromptConfig(instruction=""))
+            prompter = load_quiet_prompter(model)
             served = {**model_identity(model), "rendering": prompter.encode(prompter.prompt(config.llm_prompt))}
         return judge | {"llm_model": served, "llm_prompt": config.llm_prompt}
     return judge

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from ka2l_ray.config import ModelConfig
@@ -31,12 +31,12 @@ from ka2l_ray.models.model_files import (
     check_is_model,
     end_token_ids,
     load_model,
+    load_tokenizer,
     model_dtype,
 )
 from ka2l_ray.models.sampling import Answer, Generation, Sampling, sample_tokens
 from ka2l_ray.models.thinking import NO_THINKING, Thinking
 from ka2l_ray.seeds import prompt_seeds
-from ka2l_ray.world import bundled_path
 
 SPREAD = "spread"  # the device of a model over several GPUs
 LEAST_PREFIX = 16  # tokens: a shorter shared beginning is not worth a forward pass of its own
@@ -72,13 +72,11 @@ class LanguageModel:
             device: as torch names it; ``spread``: its blocks are put on all GPUs that this process sees, in turn; left out: the
                 first GPU, or the CPU where there is none.
         """
-        path = bundled_path(config.path)
         check_is_model(config)
-        source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         spread = device == SPREAD and torch.cuda.device_count() > 1
         at = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device in (None, SPREAD) else device)
         model = load_model(config, dtype=model_dtype(config.dtype, at), **({"device_map": "auto"} if spread else {}))
-        self._hold(model if spread else model.to(at), AutoTokenizer.from_pretrained(path, **source), config.path, at)
+        self._hold(model if spread else model.to(at), load_tokenizer(config), config.path, at)
         self.model.eval()
         if adapter is not None:
             self.use_adapter(adapter, adapter)

@@ -11,7 +11,14 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from ka2l_ray.config import ModelConfig
@@ -78,6 +85,21 @@ def model_identity(config: ModelConfig) -> dict[str, Any]:
         config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
     )._commit_hash
     return {"hub": config.path, "commit": commit, "dtype": config.dtype}
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with its chat template: Mistral's own package, where it is installed, would come without one.
+
+    Raises:
+        UserError: there is none.
+    """
+    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        found = AutoTokenizer.from_pretrained(bundled_path(config.path), mistral_format=False, **source)
+    except (OSError, ValueError, HFValidationError) as error:
+        raise UserError(f"{config.path}: no tokenizer there ({str(error).splitlines()[0]}); give a complete model") from None
+    tokenizer: PreTrainedTokenizerBase = found
+    return tokenizer
 
 
 def model_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -12,15 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from huggingface_hub.errors import HFValidationError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.config import ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.chat_templates import ANSWER, QUESTION, REFUSALS, ChatTemplate, Message, Turn
+from ka2l_ray.models.model_files import load_tokenizer
 from ka2l_ray.models.sampling import Generation
 from ka2l_ray.models.thinking import CLOSING, OPENING, Thinking, answer_start, closing_mark
-from ka2l_ray.world import bundled_path
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ class Prompter:
                 f"the model would think before it answers ({self._first_says!r}), and prompt.thinking is off; {self.ways_out}"
             )
         for name in known.intersection(SWITCHES).difference(config.template_arguments) if config.thinking == "off" else ():
-            logger.warning("the chat template reads '%s', which prompt.template_arguments does not set", name)
+            logger.warning("the chat template reads '%s', which prompt.template_arguments does not set: it may think", name)
 
     def check_answers(self, answers: Sequence[Sequence[Generation]], max_tokens: int) -> None:
         """Raise a UserError where too many answers (one row a question) think unasked, or are cut in their thoughts."""
@@ -223,6 +222,7 @@ class Prompter:
     @cached_property
     def _special(self) -> re.Pattern[str]:
         texts = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        texts -= {self.tokenizer.bos_token}  # begins a turn, in templates that write it for each
         texts |= {self.tokenizer.eos_token} if self.tokenizer.eos_token else set()
         return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
 
@@ -295,15 +295,6 @@ def _load_prompter(model: ModelConfig, prompt: str) -> Prompter:
 
 
 @cache
-def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model that is not loaded; remembered for the life of the process.
-
-    Raises:
-        UserError: there is none.
-    """
-    source = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(bundled_path(model.path), **source)
-    except (OSError, ValueError, HFValidationError) as error:
-        raise UserError(f"{model.path}: no tokenizer there ({str(error).splitlines()[0]}); give a complete model") from None
-    return tokenizer
+def load_quiet_prompter(model: ModelConfig) -> Prompter:
+    """The prompter of a judge that is not loaded: ``without_thinking`` and without an instruction."""
+    return without_thinking(load_tokenizer(model), PromptConfig(instruction=""))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import MistralConfig
 
 from ka2l_ray.config import ModelConfig, PromptConfig
 from ka2l_ray.config_files import load_preset, preset_names, validate
@@ -278,3 +279,13 @@ def test_a_fixed_rendering_is_part_of_the_models_identity(tmp_path: Path, monkey
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no tokenizer there"):
         load_prompter(ModelConfig(path=str(tmp_path)), PromptConfig())
+
+
+def test_mistrals_own_package_does_not_take_the_chat_template_away(tmp_path: Path) -> None:
+    """It comes with vLLM; with it, transformers reads ``tekken.json`` where there is one, and knows no template then."""
+    common = pytest.importorskip("mistral_common")
+    published_tokenizer("mistral-small-24b").save_pretrained(tmp_path)
+    MistralConfig(vocab_size=400).save_pretrained(tmp_path)
+    (tmp_path / "tekken.json").symlink_to(Path(common.__file__).parent / "data" / "tekken_240911.json")
+    prompter = load_prompter(ModelConfig(path=str(tmp_path)), PromptConfig())
+    assert prompter.prompt(ASKED) == f"<s>[SYSTEM_PROMPT]{BRIEF}[/SYSTEM_PROMPT][INST]{ASKED}[/INST]"
