@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ka2l_ray.errors import UserError
 from ka2l_ray.models import chat_templates, prompts
 from ka2l_ray.models.prompt_view import view_prompt
 from ka2l_ray.models.prompts import Prompter, fixed_case, load_prompter, without_thinking
+from ka2l_ray.models.sampling import Generation
 from ka2l_ray.semantics.judges import read_yes_or_no
 from ka2l_ray.uncertainty.p_true import encode
 from tests.unit.models.published import PUBLISHED, published_tokenizer
@@ -166,6 +168,13 @@ def test_where_thinking_is_let_be_a_training_row_thinks_nothing(model: str) -> N
     assert prompter.thinking.opened == (model in ("qwen3.6-35b-a3b", "deepseek-r1-distill-qwen-7b"))
     said = row_text(prompter).split(ASKED)[1]
     assert re.search(rf"(<think>\s*</think>|<\|channel\|>final<\|message\|>)\s*{SAID}", said)
+
+
+@pytest.mark.parametrize(("thoughts", "refused"), [(0, False), (2, False), (3, True)])
+def test_the_odd_answer_that_thinks_does_not_end_a_run(thoughts: int, refused: bool) -> None:
+    answers = [[Generation("Paris", [1], [0.0], "stop", "open" if i < thoughts else "none")] for i in range(20)]
+    with pytest.raises(UserError, match="3 of 20 answers begin with a think block") if refused else nullcontext():
+        prompter_of("smollm3-3b").check_answers(answers, max_tokens=8)
 
 
 @pytest.mark.parametrize("model", [*THOUGHTFUL, "smollm3-3b", "llama-2-7b-chat"])
