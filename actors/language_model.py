@@ -61,7 +61,7 @@ class Model:
 def engine_identity(engine: EngineConfig, backend: str) -> dict[str, Any]:
     """For content keys: what of the engine may change a number."""
     batching = {"shard_size": engine.shard_size, "batch_tokens": engine.batch_tokens}
-    device = "gpu" if engine.gpus else "cpu"  # decides the dtype where that is left to us
+    device = "gpu" if engine.gpus_each else "cpu"  # decides the dtype where that is left to us
     if backend == "transformers":
         return {"backend": backend, "device": device, **batching}
     return {"backend": backend, "device": device, "max_model_len": engine.max_model_len, "vllm": engine.vllm}

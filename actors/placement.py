@@ -10,12 +10,14 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from ka2l_ray.config import EngineConfig
+from ka2l_ray.config import EngineConfig, RunConfig
 from ka2l_ray.errors import UserError
+from ka2l_ray.models.model_files import skeleton
 
 logger = logging.getLogger(__name__)
 
 Bundle = dict[str, float]
+LARGE_ON_A_CPU = 1e9  # parameters
 
 
 def replica_bundles(config: EngineConfig, backend: str | None = None) -> list[Bundle]:
@@ -25,11 +27,31 @@ def replica_bundles(config: EngineConfig, backend: str | None = None) -> list[Bu
     the first with the engine's CPUs besides.
     """
     shards = config.tensor_parallel * config.pipeline_parallel
-    if not config.gpus:
+    if not config.gpus_each:
         return [{"CPU": config.reserved_cpus}]
     if (backend or config.name) == "transformers" or shards == 1:
-        return [{"CPU": config.reserved_cpus, "GPU": config.gpus * shards}]
+        return [{"CPU": config.reserved_cpus, "GPU": config.gpus_each * shards}]
     return [{"CPU": config.reserved_cpus, "GPU": 1.0}, *({"GPU": 1.0} for _ in range(shards - 1))]
+
+
+def with_gpus(config: RunConfig, nodes: Sequence[Bundle]) -> RunConfig:
+    """``config`` with ``engine.gpus`` a number: ``auto`` is 1 where one of ``nodes`` has a GPU, else 0.
+
+    A model that is slow on a CPU is warned of where nobody asked for a CPU.
+    """
+    if config.engine.gpus != "auto":
+        return config
+    gpus = 1.0 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0.0
+    if not gpus:
+        size = sum(parameter.numel() for parameter in skeleton(config.model).parameters())
+        if size > LARGE_ON_A_CPU:
+            logger.warning(
+                "no GPU here (engine.gpus auto): %s, %.1f billion parameters, runs on the CPU%s",
+                config.model.path,
+                size / 1e9,
+                " in float32" if config.model.dtype == "auto" else "",
+            )
+    return config.model_copy(update={"engine": config.engine.model_copy(update={"gpus": gpus})})
 
 
 def strategy(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> str:
@@ -148,7 +170,7 @@ def _size(node: Bundle) -> tuple[float, float]:
 
 def _remedy(config: EngineConfig) -> str:
     keys = ["engine.replicas" if config.replicas > 1 else "engine.cpus"]
-    if config.gpus and config.tensor_parallel * config.pipeline_parallel > 1:
+    if config.gpus_each and config.tensor_parallel * config.pipeline_parallel > 1:
         keys.append("engine.tensor_parallel")
     return f"lower {' or '.join(keys)}, or join a larger cluster"
 

@@ -19,7 +19,7 @@ import yaml
 from ka2l_ray.acquisition import strategy
 from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model, check_engine
-from ka2l_ray.actors.placement import check_supply, cluster_nodes
+from ka2l_ray.actors.placement import check_supply, cluster_nodes, with_gpus
 from ka2l_ray.config import NOT_CONTENT, RunConfig
 from ka2l_ray.config_files import dump
 from ka2l_ray.errors import RunMismatchError, UserError
@@ -63,6 +63,7 @@ def run(config: RunConfig, store: RunStore) -> RunResult:
     Raises:
         UserError: wrong input, or a run directory of another configuration.
     """
+    config = with_gpus(config, cluster_nodes())
     check_resources(config)
     hold_config(config, store)
     engines = Engines(config.engine, lora_rank=config.finetune.lora_rank)
@@ -109,7 +110,7 @@ def check_resources(config: RunConfig) -> None:
     there = ray.cluster_resources()
     nodes = cluster_nodes()
     check_supply(config.engine, nodes)
-    if config.engine.gpus:
+    if config.engine.gpus_each:
         check_supply(config.engine, nodes, "transformers")
     cpus = {
         "engine": config.engine.replicas * config.engine.reserved_cpus,
@@ -117,7 +118,7 @@ def check_resources(config: RunConfig) -> None:
         "probe": float(config.probe.workers),
         "finetune": config.finetune.workers * config.finetune.reserved_cpus,
     }
-    gpus = {name: float(workers) for name, workers in cpus.items() if name != "engine"} if config.engine.gpus else {}
+    gpus = {name: float(workers) for name, workers in cpus.items() if name != "engine"} if config.engine.gpus_each else {}
     for kind, demand, spare in (("CPU", cpus, 1), ("GPU", gpus, 0)):
         for section, wanted in demand.items():
             if wanted + spare > there.get(kind, 0):
@@ -167,7 +168,7 @@ class _Loop:
         self.config, self.store, self.engines = config, store, engines
         self.base = Model(config.model, config.prompt)
         self.ledger = Ledger(store)
-        self.use_gpu = config.engine.gpus > 0
+        self.use_gpu = config.engine.gpus_each > 0
         self.annotations: list[Artefact] = []
         self.replays: list[Artefact] = []
         self.labelled: frozenset[str] = frozenset()

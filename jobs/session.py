@@ -10,8 +10,10 @@ from pathlib import Path
 
 import ray
 import ray.data
+import torch
 
 import ka2l_ray
+from ka2l_ray.actors.placement import Bundle, cluster_nodes
 from ka2l_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,21 @@ def ray_session(address: str | None, *, drivers: int = 1, use_gpu: bool = False)
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         yield
+
+
+def supply(address: str | None) -> list[Bundle]:
+    """CPUs and GPUs of each node that a session at ``address`` would have, seen before it begins.
+
+    Raises:
+        UserError: nothing answers at the address.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized():
+        return cluster_nodes()
+    if address is None or address == os.environ.get(LOCAL_CLUSTER):
+        return [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
+    with _joined(address, use_gpu=True):
+        return cluster_nodes()
 
 
 @contextmanager

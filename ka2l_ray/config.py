@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -117,8 +118,9 @@ class EngineConfig(Section):
     cpus: Cpus = "auto"
     """CPUs that one copy reserves, and its threads. ``auto``: one is reserved; on a CPU it computes with all cores of its node,
     shared out over the copies there, or with one thread where the model is so small that more would only wait for each other."""
-    gpus: float = Field(0, ge=0)
-    """GPUs of one copy over tensor_parallel x pipeline_parallel: 0 on CPUs, 1 on GPUs, a part where small copies share one."""
+    gpus: float | Literal["auto"] = "auto"
+    """GPUs of one copy over tensor_parallel x pipeline_parallel: 0 on CPUs, 1 on GPUs, a part where small copies share one.
+    ``auto``: 1 where the cluster, or this machine, has GPUs, else 0; judges, probes and training then want GPUs too."""
     max_model_len: int | None = Field(None, ge=8)
     """Tokens of prompt and answer at most; the model's own limit when left out."""
     batch_tokens: int = Field(8192, ge=1)
@@ -141,9 +143,23 @@ class EngineConfig(Section):
         """That Ray sets aside for one copy."""
         return reserved_cpus(self.cpus)
 
+    @field_validator("gpus", mode="plain")
+    @classmethod
+    def _number_or_auto(cls, gpus: Any) -> float | Literal["auto"]:
+        if gpus == "auto":
+            return "auto"
+        if isinstance(gpus, bool) or not isinstance(gpus, int | float) or not 0 <= gpus < math.inf:
+            raise ValueError("give a number from 0 on, or auto")
+        return float(gpus)
+
+    @property
+    def gpus_each(self) -> float:
+        """``gpus`` as a number; none as long as ``auto`` is not resolved (``placement.with_gpus``)."""
+        return 0.0 if self.gpus == "auto" else self.gpus
+
     @model_validator(mode="after")
     def _whole_gpus_where_sharded(self) -> Self:
-        if self.gpus and self.gpus != 1 and self.tensor_parallel * self.pipeline_parallel > 1:
+        if self.gpus not in (0, 1, "auto") and self.tensor_parallel * self.pipeline_parallel > 1:
             raise ValueError(f"gpus is {self.gpus:g}; a copy that is split over GPUs takes whole ones: set gpus 1")
         return self
 

@@ -112,11 +112,24 @@ def _apply(document: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise UserError(f"-o {override}: an override is KEY=VALUE, such as probe.epochs=5")
+    key = key.strip()
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         raise UserError(f"-o {override}: the value is not YAML") from None
-    _put(document, key.strip(), parsed, f"-o {override}")
+    if not value.strip() and _is_text(key):
+        parsed = ""
+    _put(document, key, parsed, f"-o {override}")
+
+
+def _is_text(key: str, section: type[BaseModel] = RunConfig) -> bool:
+    """Whether the value of ``key`` is a text that cannot be left out: nothing given is then the empty text."""
+    first, _, rest = key.partition(".")
+    field = section.model_fields.get(first)
+    kind = field.annotation if field is not None else None
+    if rest:
+        return isinstance(kind, type) and issubclass(kind, BaseModel) and _is_text(rest, kind)
+    return kind is str
 
 
 def _put(document: dict[str, Any], key: str, value: Any, shown: str) -> None:

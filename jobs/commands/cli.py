@@ -59,8 +59,9 @@ def run(
     with reported():
         resolved = load_config(config, override)
         if dry_run:
-            from ka2l_ray.jobs.commands.plan import plan
+            from ka2l_ray.jobs.commands.plan import plan, with_this_machines_gpus
 
+            resolved = with_this_machines_gpus(resolved)
             typer.echo(dump(resolved))
             typer.echo(plan(resolved))
             return
@@ -69,16 +70,19 @@ def run(
 
 def execute(config: RunConfig) -> None:
     """Run ``config`` under its lock, on its Ray cluster, and write the report."""
+    from ka2l_ray.actors.placement import with_gpus
     from ka2l_ray.jobs.driver import check_inputs
     from ka2l_ray.jobs.driver import run as run_loop
-    from ka2l_ray.jobs.session import ray_session
+    from ka2l_ray.jobs.session import ray_session, supply
     from ka2l_ray.report import write_report
     from ka2l_ray.store.artefacts import RunStore
 
     check_inputs(config)
+    if config.engine.gpus == "auto":
+        config = with_gpus(config, supply(config.ray_address))
     store = RunStore(config.output, tuple(config.reuse))
     with store.locked():
-        with ray_session(config.ray_address, use_gpu=config.engine.gpus > 0):
+        with ray_session(config.ray_address, use_gpu=config.engine.gpus_each > 0):
             result = run_loop(config, store)
         report = write_report(config.output, [config.output])
     typer.echo(f"stopped: {result.stopped}")

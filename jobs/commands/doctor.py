@@ -17,7 +17,7 @@ from ka2l_ray.config import RunConfig
 from ka2l_ray.config_files import load_config
 from ka2l_ray.errors import UserError
 from ka2l_ray.evaluation import meteor_data
-from ka2l_ray.jobs.commands.plan import plan
+from ka2l_ray.jobs.commands.plan import plan, with_this_machines_gpus
 from ka2l_ray.models.prompt_view import view_prompt
 from ka2l_ray.models.prompts import load_prompter
 from ka2l_ray.questions import QuestionReader
@@ -80,11 +80,12 @@ def _bundled() -> str:
 
 
 def _configuration(path: str, config: RunConfig) -> str:
+    config = with_this_machines_gpus(config)
     plan(config)
     needed, there = Engines(config.engine).gpus, torch.cuda.device_count()
     if config.ray_address is None and "RAY_ADDRESS" not in os.environ and needed > there:
         raise UserError(f"engine asks for {needed:g} GPUs, this machine has {there}; lower engine.replicas or set ray_address")
-    return f"{path} is valid; model, judge and files are there"
+    return f"{path} is valid; model, judge and files are there; engine.gpus is {config.engine.gpus}"
 
 
 def _prompt(config: RunConfig) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+from ka2l_ray.actors.placement import with_gpus
 from ka2l_ray.config import RunConfig
 from ka2l_ray.jobs.driver import check_budget, check_inputs
+from ka2l_ray.jobs.session import supply
 from ka2l_ray.models.model_files import check_is_model
 from ka2l_ray.models.prompt_view import view_prompt
 from ka2l_ray.models.prompts import load_prompter
@@ -11,6 +15,18 @@ from ka2l_ray.questions import QuestionReader
 
 BYTES_PER_ANSWER = 120  # text, token ids and log-probabilities of a short answer, compressed
 BYTES_PER_SCORE = 80
+
+
+def with_this_machines_gpus(config: RunConfig) -> RunConfig:
+    """``engine.gpus: auto`` as it would be here; on a cluster it is as it finds it, and is not asked beforehand.
+
+    Raises:
+        UserError: no model there.
+    """
+    if config.ray_address is not None or "RAY_ADDRESS" in os.environ:
+        return config
+    check_is_model(config.model)
+    return with_gpus(config, supply(None))
 
 
 def plan(config: RunConfig) -> str:
@@ -29,7 +45,7 @@ def plan(config: RunConfig) -> str:
     model = check_is_model(config.model)
     probing = min(config.pool.probing_size, pool)
     layers = model.num_hidden_layers + 1 if config.probe.layers == "all" else len(config.probe.layers)
-    state_bytes = 4 if config.model.dtype == "float32" or (config.model.dtype == "auto" and not config.engine.gpus) else 2
+    state_bytes = 4 if config.model.dtype == "float32" or (config.model.dtype == "auto" and not config.engine.gpus_each) else 2
     replayed = round(config.finetune.replay_known * config.selection.budget)
     answers = config.sampling.k + 1
     lines = [
@@ -43,7 +59,9 @@ def plan(config: RunConfig) -> str:
         ("finetune", config.selection.budget + replayed, 0),
         ("evaluate", test, test * BYTES_PER_ANSWER),
     ]
-    text = [f"plan: up to {config.stopping.max_rounds} rounds of", f"{'stage':<14}{'rows':>12}{'bytes, about':>16}"]
+    gpus = f"{config.engine.gpus_each:g}" if config.engine.gpus != "auto" else "1 where the cluster has GPUs, else 0"
+    text = [f"engine: {config.engine.name}, {config.engine.replicas} x {gpus} GPUs (engine.gpus)"]
+    text += [f"plan: up to {config.stopping.max_rounds} rounds of", f"{'stage':<14}{'rows':>12}{'bytes, about':>16}"]
     text += [f"{stage:<14}{rows:>12,}{size:>16,}" for stage, rows, size in lines]
     text += ["", str(view_prompt(load_prompter(config.model, config.prompt), first))]
     return "\n".join(text)

@@ -43,15 +43,20 @@ def stage(out: str, overrides: list[str] | None, values: dict[str, Any], *, on_r
     """Configuration, output and inputs of one stage, on a Ray cluster if it needs one; errors become a line and an exit code."""
     with reported():
         from ka2l_ray.actors.engines import Engines
+        from ka2l_ray.actors.placement import with_gpus
         from ka2l_ray.jobs.commands.inputs import Inputs
-        from ka2l_ray.jobs.session import ray_session
+        from ka2l_ray.jobs.session import ray_session, supply
+        from ka2l_ray.models.model_files import check_is_model
         from ka2l_ray.store.artefacts import StageDirectory
 
         given = {"model.path": "bundled:student", "pool.questions": "", **values}
         config = load_config(None, overrides, {key: value for key, value in given.items() if value is not None})
+        if on_ray and config.engine.gpus == "auto":
+            check_is_model(config.model)
+            config = with_gpus(config, supply(config.ray_address))
         target = Path(out).absolute()
         inputs = target.parent / f".{target.name}.inputs"
-        with ray_session(config.ray_address, use_gpu=config.engine.gpus > 0) if on_ray else nullcontext():
+        with ray_session(config.ray_address, use_gpu=config.engine.gpus_each > 0) if on_ray else nullcontext():
             engines = Engines(config.engine)
             try:
                 yield Stage(config, StageDirectory(str(target)), Inputs(str(inputs)), engines)
@@ -170,7 +175,7 @@ def entropy(
             raise UserError(f"{idle[0]} has no effect without --evaluate; add it")
         answered = at.inputs.answered(samples, correct=correct, answers=answers, group=by) if evaluate else None
         states = at.inputs.table(hidden_states) if hidden_states else None
-        gpus = 1.0 if at.config.engine.gpus else 0.0
+        gpus = 1.0 if at.config.engine.gpus_each else 0.0
         done = run_stage(at.store, "entropy", samples=at.inputs.samples(samples), config=at.config.entropy, gpus=gpus)
         _say(done)
         if answered is not None:
@@ -222,7 +227,7 @@ def probe(
             entropy=at.inputs.table(entropy),
             config=at.config.probe,
             seed=at.config.seed,
-            use_gpu=at.config.engine.gpus > 0,
+            use_gpu=at.config.engine.gpus_each > 0,
         )
         if not done.facts["fitted"]:
             raise UserError(f"probe: {done.facts['reason']}")
@@ -329,7 +334,7 @@ def finetune(
                 model=external_model(model, adapter, at.config.model, at.config.prompt),
                 config=at.config.finetune,
                 seed=at.config.seed,
-                use_gpu=at.config.engine.gpus > 0,
+                use_gpu=at.config.engine.gpus_each > 0,
             )
         )
 

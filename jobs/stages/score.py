@@ -47,7 +47,7 @@ def score(
         "model": model.identity(),
         "probe": probe.key if probe else None,
         "next_token_entropy": next_token_entropy,
-        "device": "gpu" if engine.gpus else "cpu",
+        "device": "gpu" if engine.gpus_each else "cpu",
     }
     if probe is None and not next_token_entropy:
         raise UserError("score: nothing to compute; give a probe, or ask for the next-token entropy")
@@ -69,7 +69,7 @@ def score(
             columns=["question_id", "question"],
             actors=engine.replicas,
             cpus=engine.reserved_cpus,
-            gpus=engine.gpus * engine.tensor_parallel * engine.pipeline_parallel,
+            gpus=engine.gpus_each * engine.tensor_parallel * engine.pipeline_parallel,
             rows_per_block=ROWS_PER_BLOCK,
             checkpoint=work.at("_scratch/checkpoint"),
             excluded=len(exclude),

@@ -258,3 +258,26 @@ def test_bounds_are_not_ranked_by() -> None:
 def test_top_k_zero_is_no_filter_and_decides_nothing() -> None:
     assert SamplingConfig(top_k=0) == SamplingConfig(top_k=None) == SamplingConfig()
     assert SamplingConfig(top_k=50).top_k == 50
+
+
+def test_an_override_without_a_value_is_the_empty_text_where_a_text_is_wanted(tmp_path: Path) -> None:
+    path = written(tmp_path / "config.yaml", {**LEAST, "prompt": {"instruction": "Be brief."}, "sampling": {"memo": "answers"}})
+    assert load_config(path).prompt.instruction == "Be brief."
+    assert load_config(path, ["prompt.instruction="]).prompt.instruction == ""
+    assert load_config(path, ["sampling.memo="]).sampling.memo is None, "what may be left out is left out"
+    with pytest.raises(UserError, match=r"probe.epochs: .*\(given: None\)"):
+        load_config(path, ["probe.epochs="])
+
+
+def test_gpus_are_a_number_or_auto() -> None:
+    assert load_config(None, None, {"model.path": "m", "pool.questions": "q"}).engine.gpus == "auto"
+    for given, wanted in (("0", 0.0), ("0.5", 0.5), ("1", 1.0), ("auto", "auto")):
+        assert validate_override(f"engine.gpus={given}").engine.gpus == wanted
+    for wrong in ("-1", "all"):
+        with pytest.raises(UserError, match=r"engine.gpus: .*auto") as caught:
+            validate_override(f"engine.gpus={wrong}")
+        assert str(caught.value).count("engine.gpus") == 1
+
+
+def validate_override(override: str) -> RunConfig:
+    return load_config(None, [override], {"model.path": "m", "pool.questions": "q"})

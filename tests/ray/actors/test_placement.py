@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from ka2l_ray.actors.placement import check_supply, replica_bundles, strategy
+import pytest
+from transformers import Qwen3Config
+
+from ka2l_ray.actors.placement import check_supply, replica_bundles, strategy, with_gpus
 from ka2l_ray.config import EngineConfig
+from ka2l_ray.config_files import load_config
 from ka2l_ray.errors import UserError
 
 A100_NODE = {"CPU": 96.0, "GPU": 8.0}
@@ -87,3 +91,23 @@ def test_what_drives_all_gpus_of_a_copy_from_one_process_wants_them_on_one_node(
 def test_a_split_copy_takes_whole_gpus() -> None:
     with pytest.raises(ValueError, match="set gpus 1"):
         engine(gpus=0.5, tensor_parallel=2)
+
+
+def test_auto_is_a_gpu_where_a_node_has_one(caplog: pytest.LogCaptureFixture) -> None:
+    config = load_config(None, None, {"model.path": "bundled:student", "pool.questions": "q"})
+    on_cpu, on_gpu = ({"CPU": 8.0}, {"CPU": 8.0, "GPU": 4.0})
+    assert with_gpus(config, [on_cpu, on_gpu]).engine.gpus == 1
+    assert with_gpus(config, [on_cpu, on_cpu]).engine.gpus == 0
+    assert not caplog.records
+    chosen = load_config(None, ["engine.gpus=0"], {"model.path": "bundled:student", "pool.questions": "q"})
+    assert with_gpus(chosen, [on_gpu]) == chosen
+
+
+def test_a_large_model_on_a_cpu_that_nobody_chose_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Qwen3Config(hidden_size=4096, num_hidden_layers=36, intermediate_size=12288).save_pretrained(tmp_path)
+    config = load_config(None, None, {"model.path": str(tmp_path), "pool.questions": "q"})
+    resolved = with_gpus(config, [{"CPU": 8.0}])
+    assert resolved.engine.gpus == 0
+    (record,) = caplog.records
+    assert "no GPU here (engine.gpus auto)" in record.message
+    assert "billion parameters, runs on the CPU in float32" in record.message
