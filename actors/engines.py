@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ka2l_ray.actors.language_model import COUNTS, LanguageModelActor, Model, Role, check_engine
 from ka2l_ray.actors.placement import remove, replica_bundles, reserve, total
 from ka2l_ray.actors.shards import Shard, ShardQueue, missing, redundant, shard_of
-from ka2l_ray.actors.vllm_engine import EngineLost
+from ka2l_ray.actors.vllm_engine import EngineCrashed, EngineLost
 from ka2l_ray.config import EngineConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.store.storage import Storage
@@ -81,7 +82,7 @@ class Engines:
 
         Raises:
             UserError: too many questions fail (``engine.max_error_rate``), or what was written is not to be seen here.
-            EnginesDieError: engines die more often than ``engine.max_restarts``.
+            EnginesDieError: engines die more often than ``engine.max_restarts``, or of one exception on different shards.
         """
         queue = ShardQueue(missing(_written(work), len(questions), self.config.shard_size), attempts=self.config.max_attempts)
         done = resumed = len(questions) - sum(len(shard) for shard in queue.waiting)
@@ -145,6 +146,8 @@ class Engines:
             run.queue.put_back(waiting)
         replica.tasks.clear()
         ray.kill(replica.actor)
+        if isinstance(error, EngineCrashed):
+            run.crashed(shard, reason)
         if self.lost > self.config.max_restarts:
             raise EnginesDieError(f"engines died {self.lost} times (engine.max_restarts {self.config.max_restarts}): {reason}")
         replica.actor = self._actor(replica.group)
@@ -181,6 +184,7 @@ class Engines:
         row = run.questions.slice(shard.start, 1)
         question_id = row["question_id"][0].as_py()
         run.errors += 1
+        run.causes.pop(shard.family, None)  # found: it is this question's, and not the engine's
         logger.warning("question '%s' is given up: %s", question_id, reason)
         if run.errors > self.config.max_error_rate * run.of:
             raise UserError(
@@ -255,6 +259,19 @@ class _Run:
     queue: ShardQueue
     of: int
     errors: int = 0
+    causes: dict[int, str] = field(default_factory=dict)
+    """Exception that engines died of, by the family of the shard that they worked on."""
+
+    def crashed(self, shard: Shard, reason: str) -> None:
+        """Note what an engine died of.
+
+        Raises:
+            EnginesDieError: an engine died of the same on another shard; it is not one question's doing.
+        """
+        cause = re.sub(r"0x[0-9a-f]+|\d+", "#", reason)
+        if any(before == cause for family, before in self.causes.items() if family != shard.family):
+            raise EnginesDieError(f"{self.method}: engines die of one cause on different shards of questions: {reason}")
+        self.causes[shard.family] = cause
 
     def submit(self, actor: Any, shard: Shard) -> Any:
         rows = self.questions.slice(shard.start, len(shard))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -10,7 +12,7 @@ from ka2l_ray import schema
 from ka2l_ray.config import EntropyConfig
 from ka2l_ray.seeds import derive_seed
 from ka2l_ray.semantics.cache import CachedJudge
-from ka2l_ray.semantics.clustering import cluster_answers
+from ka2l_ray.semantics.clustering import Judge, cluster_answers
 from ka2l_ray.semantics.entropy import entropy_bounds, semantic_entropy
 from ka2l_ray.semantics.judges import make_judge
 
@@ -27,9 +29,12 @@ class ClusterBatch:
         torch.set_num_threads(1)
         self.config = config
         self.asked, self.decided_at = asked, decided_at
-        self.judge = make_judge(config)
-        if config.cache is not None:
-            self.judge = CachedJudge(self.judge, config.cache)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Loaded with the first batch: what is wrong comes back as that batch's error."""
+        judge = make_judge(self.config)
+        return CachedJudge(judge, self.config.cache) if self.config.cache is not None else judge
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         batch = batch.filter(pc.is_valid(batch["generations"]))  # a question that could not be sampled has none

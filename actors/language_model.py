@@ -16,7 +16,7 @@ import torch
 from ka2l_ray import schema
 from ka2l_ray.actors.placement import replicas_a_node
 from ka2l_ray.actors.threads import set_threads
-from ka2l_ray.actors.vllm_engine import VLLM_MOST_SAMPLES, EngineLost, VLLMEngine, require_vllm
+from ka2l_ray.actors.vllm_engine import VLLM_MOST_SAMPLES, EngineCrashed, VLLMEngine, require_vllm
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.adapters import adapter_rank, check_adapter_for_vllm
@@ -135,7 +135,7 @@ class LanguageModelActor:
 
         Raises:
             UserError: wrong input.
-            EngineLost: this engine can do no more.
+            EngineLost: this engine can do no more; EngineCrashed where that is known to be an exception of its own.
         """
         try:
             engine = self._loaded()
@@ -143,7 +143,7 @@ class LanguageModelActor:
             encoded = self._encode(questions, arguments[0].max_tokens if method in ("sample", "answer") else 0)
             table, counts = getattr(self, method)(questions, encoded, *arguments)
         except torch.AcceleratorError as error:  # a CUDA error stays for the life of the process
-            raise EngineLost(str(error)) from error
+            raise EngineCrashed((str(error).splitlines() or [""])[0]) from error
         counts = {"prompt_tokens": sum(map(len, encoded)), **counts}
         Storage(out).write_table(file, with_counts(table, counts))
         return len(table)

@@ -37,21 +37,28 @@ class ScoreBatch:
         exclude: frozenset[str],
         engine: EngineConfig,
     ) -> None:
-        self.language_model = LanguageModel(model.base, adapter=model.adapter, device=SPREAD)
-        set_threads(engine.cpus, self.language_model, replicas_a_node(engine))
-        self.prompter = Prompter(self.language_model.tokenizer, model.prompt)
+        self.model, self.probe_url, self.engine = model, probe, engine
         self.next_token_entropy = next_token_entropy
         self.exclude = pa.array(sorted(exclude), pa.string())
         self.batch_tokens = engine.batch_tokens
         self.errors = 0
-        self.probe, self.layer = None, None
-        if probe is not None:
-            self.probe, card = probe_from_bytes(Storage(probe).read_bytes("probe.safetensors"), probe)
-            self.probe.to(self.language_model.device)
-            self.layer = card.layer
+        self.loaded = False
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        if not self.loaded:  # with the first batch: what is wrong comes back as that batch's error
+            self._load()
         return self._apart(batch.filter(pc.invert(pc.is_in(batch["question_id"], value_set=self.exclude))))
+
+    def _load(self) -> None:
+        self.language_model = LanguageModel(self.model.base, adapter=self.model.adapter, device=SPREAD)
+        set_threads(self.engine.cpus, self.language_model, replicas_a_node(self.engine))
+        self.prompter = Prompter(self.language_model.tokenizer, self.model.prompt)
+        self.probe, self.layer = None, None
+        if self.probe_url is not None:
+            self.probe, card = probe_from_bytes(Storage(self.probe_url).read_bytes("probe.safetensors"), self.probe_url)
+            self.probe.to(self.language_model.device)
+            self.layer = card.layer
+        self.loaded = True
 
     def _apart(self, batch: pa.Table) -> pa.Table:
         """Scores of a batch; where it fails, of its halves, until the question at fault stands alone with its error."""

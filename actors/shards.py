@@ -16,11 +16,20 @@ _NAME = re.compile(r"part-(\d{9})-(\d{9})\.parquet")
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows ``start`` to ``stop`` - 1; ``attempts`` that failed so far."""
+    """Rows ``start`` to ``stop`` - 1; ``attempts`` that failed so far.
+
+    ``origin``: first row of the shard that it is a part of, if it is.
+    """
 
     start: int
     stop: int
     attempts: int = 0
+    origin: int | None = None
+
+    @property
+    def family(self) -> int:
+        """Same for a shard and all that it is halved into."""
+        return self.start if self.origin is None else self.origin
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -82,6 +91,11 @@ class ShardQueue:
         """A shard that its engine had not begun."""
         self.waiting.appendleft(shard)
 
+    def _after_another(self, shard: Shard) -> None:
+        """Another shard goes first, if there is one: whether its engine dies too tells the engine's faults from a question's."""
+        others = [i for i, waiting in enumerate(self.waiting) if waiting.family != shard.family]
+        self.waiting.insert(others[0] + 1 if others else 0, shard)
+
     def failed(self, shard: Shard, *, engine_died: bool) -> bool:
         """Note a failed attempt; whether ``shard`` is a single question that is now given up."""
         tried = replace(shard, attempts=shard.attempts + 1)
@@ -90,9 +104,9 @@ class ShardQueue:
                 return True
             self.waiting.appendleft(tried)
         elif engine_died and tried.attempts == 1:
-            self.waiting.appendleft(tried)
+            self._after_another(tried)
         else:
             middle = (shard.start + shard.stop) // 2
-            self.waiting.appendleft(Shard(middle, shard.stop, attempts=1))
-            self.waiting.appendleft(Shard(shard.start, middle, attempts=1))
+            self.waiting.appendleft(Shard(middle, shard.stop, 1, shard.family))
+            self.waiting.appendleft(Shard(shard.start, middle, 1, shard.family))
         return False

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ka2l_ray.actors.last_words import LastWords
 from ka2l_ray.config import EngineConfig, ModelConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.adapters import check_adapter, check_adapter_for_vllm
@@ -40,6 +41,10 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those vLLM has kernels for
 
 class EngineLost(RuntimeError):
     """The engine's process is gone or its device is in an error state: only a new engine helps."""
+
+
+class EngineCrashed(EngineLost):
+    """The engine ended with an exception of its own, which is the message: a new engine may well end with the same."""
 
 
 def require_vllm() -> None:
@@ -85,6 +90,8 @@ class VLLMEngine:
             "enforce_eager": not on_gpu,
             "enable_prefix_caching": True,
         }
+        if not on_gpu:  # a generator of a CPU cannot be set back, as vLLM does where a seeded request's prefill is cut
+            arguments["enable_chunked_prefill"] = False
         if engine.tensor_parallel * engine.pipeline_parallel > 1:
             arguments["distributed_executor_backend"] = "ray" if on_gpu else "mp"
         if lora_rank:
@@ -103,7 +110,15 @@ class VLLMEngine:
             arguments |= _hidden_state_arguments(self.layers, self.folder)
             self.norm = final_norm(config, self.dtype) if self.n_layers in self.layers else None
         check_finite_files(path, config.path)
-        self.llm = LLM(**{**arguments, **engine.vllm})
+        self.words = LastWords()
+        try:
+            with self.words.heard():
+                self.llm = LLM(**{**arguments, **engine.vllm})
+        except Exception as error:
+            cause = self.words.exception()
+            if cause is None or cause in str(error):
+                raise
+            raise RuntimeError(cause) from error
         threading.Thread(target=_wake_when_dead, args=(self.llm.llm_engine.engine_core,), daemon=True).start()
         self.adapter: Any = None
         self.adapters: dict[str, int] = {}
@@ -216,6 +231,7 @@ class VLLMEngine:
     def close(self) -> None:
         """End the engine's processes."""
         self.llm.llm_engine.engine_core.shutdown()
+        self.words.close()
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -225,10 +241,14 @@ class VLLMEngine:
         if not requests:
             return []
         prompts: list[Any] = [{"prompt_token_ids": list(ids)} for ids, _ in requests]
+        self.words.forget()
         try:
             outputs = self.llm.generate(prompts, [how for _, how in requests], use_tqdm=False, lora_request=self.adapter)
         except EngineDeadError as error:
-            raise EngineLost(f"vLLM's engine process died ({error})") from error
+            cause = self.words.exception()
+            if cause is not None:
+                raise EngineCrashed(f"vLLM's engine process died of {cause}") from error
+            raise EngineLost("vLLM's engine process died and said nothing, as one that is killed does") from error
         self.prompt_tokens += sum(len(output.prompt_token_ids) for output in outputs)
         self.cached_tokens += sum(output.num_cached_tokens or 0 for output in outputs)
         return list(outputs)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import ray
 import torch
@@ -14,9 +15,11 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ka2l_ray.actors.engines import Engines
-from ka2l_ray.actors.language_model import Model
+from ka2l_ray.actors import engines as engines_module
+from ka2l_ray.actors.engines import Engines, EnginesDieError
+from ka2l_ray.actors.language_model import LanguageModelActor, Model
 from ka2l_ray.actors.placement import reserved
+from ka2l_ray.actors.vllm_engine import EngineCrashed
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.commands.inputs import Inputs
@@ -106,6 +109,45 @@ def test_a_question_that_always_raises_is_set_apart_with_its_error(
     expected = student.model(input_ids=whole, output_hidden_states=True).hidden_states[4][0, -2]
     found = {r["question_id"]: r["layer_4"] for r in answered.storage.read_table("").to_pylist()}
     torch.testing.assert_close(torch.tensor(found[row["question_id"]]), expected.detach(), atol=1e-4, rtol=1e-4)
+
+
+class Crashing(LanguageModelActor.__ray_metadata__.modified_class):  # type: ignore[misc, name-defined]
+    """A replica whose engine ends with an exception on some questions."""
+
+    def run(self, method: str, out: str, file: str, questions: pa.Table, *further: Any) -> int:
+        if any(word in question for word in ("MACHINE", "CRASH") for question in questions["question"].to_pylist()):
+            raise EngineCrashed(f"vLLM's engine process died of RuntimeError: no offset at 0x{id(questions):x}")
+        done: int = super().run(method, out, file, questions, *further)
+        return done
+
+
+@pytest.fixture
+def crashing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines_module, "LanguageModelActor", ray.remote(Crashing))
+
+
+@pytest.mark.check
+@pytest.mark.usefixtures("crashing")
+def test_a_question_that_crashes_engines_is_set_apart(asked: Artefact, engines: Any, tmp_path: Path) -> None:
+    pool = engines(max_error_rate=0.05, shard_size=4, max_attempts=2)
+    done = sampled(tmp_path / "samples", asked, SAMPLING, pool)
+    failed = [row for row in done.storage.read_table("").to_pylist() if row["error"] is not None]
+    assert [row["question"] for row in failed] == ["Where is the MACHINE?"]
+    assert "no offset" in failed[0]["error"]
+
+
+@pytest.mark.usefixtures("crashing")
+def test_engines_that_crash_alike_on_different_shards_end_the_stage(
+    world_files: dict[str, str], engines: Any, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in Path(world_files["pool"]).read_text().splitlines()[:40]]
+    for row in rows[::7]:
+        row["question"] = f"CRASH {row['question']}"
+    asked = Inputs(str(tmp_path / "inputs")).questions(write_lines(tmp_path / "asked.jsonl", rows))
+    pool = engines(max_error_rate=1)
+    with pytest.raises(EnginesDieError, match=r"sample: engines die of one cause on different shards.*RuntimeError: no offset"):
+        sampled(tmp_path / "samples", asked, SAMPLING, pool)
+    assert pool.lost == 2
 
 
 def test_too_many_errors_stop_the_stage(asked: Artefact, refusing_student: Model, engines: Any, tmp_path: Path) -> None:

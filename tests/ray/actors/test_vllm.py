@@ -16,7 +16,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from ka2l_ray.actors.engines import Engines
+from ka2l_ray.actors.engines import Engines, EnginesDieError
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.actors.vllm_engine import VLLMEngine
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
@@ -167,6 +167,43 @@ def test_ten_samples_are_one_request_seeded_and_with_the_models_own_log_probabil
     for logprobs, row in zip(scored, once, strict=True):
         assert logprobs == pytest.approx(row[0].token_logprobs, abs=1e-3)
     assert {g.finish_reason for g in flat} <= {"stop", "length"}
+
+
+def test_top_k_and_top_p_are_vllms_and_of_each_sample(tiny: dict[str, str], generating: Any, prompts: list[list[int]]) -> None:
+    n = len(prompts)
+    (greedy, drawn) = (
+        ray.get(generating.call.remote("generate", None, prompts, seeds, temperatures, max_tokens=6, **filters))
+        for seeds, temperatures, filters in (
+            ([[7]] * n, [0.0], {}),
+            ([[1, 2, 3]] * n, [1.0] * 3, {"top_ks": [1, 0, 0], "top_ps": [1.0, 1e-6, 1.0]}),
+        )
+    )
+    assert [[row[0].token_ids] * 2 for row in greedy] == [[g.token_ids for g in row[:2]] for row in drawn]
+    assert [row[2].token_ids for row in drawn] != [row[0].token_ids for row in greedy]
+
+
+def test_seeded_prompts_of_more_tokens_than_a_step_takes_are_answered(generating: Any) -> None:
+    """Cut by chunked prefill, they would kill an engine on a CPU."""
+    prompts = [[20 + i, *range(100, 219)] for i in range(80)]
+    found = ray.get(generating.call.remote("generate", None, prompts, [[i, i + 1] for i in range(80)], [1.0] * 2, max_tokens=3))
+    assert len(found) == 80
+    assert all(len(generation.token_ids) <= 3 for row in found for generation in row)
+
+
+@pytest.mark.check
+def test_what_engines_die_of_is_said_and_ends_the_stage(
+    tiny: dict[str, str], world_files: dict[str, str], tmp_path: Path
+) -> None:
+    asked = Inputs(str(tmp_path / "inputs")).questions(world_files["pool"])
+    chunked = {"enable_chunked_prefill": True, "max_num_batched_tokens": 128, "max_num_seqs": 16}
+    engines = Engines(ENGINE.model_copy(update={"shard_size": 80, "vllm": chunked}))
+    model = Model(ModelConfig(path=tiny["model"]), PromptConfig(instruction=""))
+    try:
+        with pytest.raises(EnginesDieError, match=r"on different shards.*RuntimeError: CPU Generator does not use offset"):
+            sampled(tmp_path / "samples", asked, SAMPLING, engines, model)
+        assert engines.lost == 2
+    finally:
+        engines.release()
 
 
 @pytest.mark.parametrize("adapter", [None, "first"])

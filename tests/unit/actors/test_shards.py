@@ -77,3 +77,17 @@ def test_an_innocent_shard_whose_engine_died_is_tried_whole_once_more() -> None:
     assert (again.start, again.stop) == (0, 8)
     assert not queue.failed(again, engine_died=True)
     assert [len(queue.take()), len(queue.take())] == [4, 4]
+
+
+def test_another_shard_goes_before_a_second_attempt_and_halves_are_of_one_family() -> None:
+    """Whether the next engine dies too, on other questions, says whose fault it was."""
+    queue = ShardQueue([Shard(0, 8), Shard(8, 16), Shard(16, 24)])
+    assert not queue.failed(queue.take(), engine_died=True)
+    assert [shard.start for shard in queue.waiting] == [8, 0, 16]
+    queue.take()
+    again = queue.take()
+    assert not queue.failed(again, engine_died=True)
+    halves = [queue.take(), queue.take()]
+    assert [(half.start, half.stop, half.family) for half in halves] == [(0, 4, 0), (4, 8, 0)]
+    assert not queue.failed(halves[1], engine_died=True)
+    assert {queue.take().family for _ in range(2)} == {0}
