@@ -31,6 +31,9 @@ from ka2l_ray.semantics.judges import NLIJudge
 from ka2l_ray.world import bundled_path
 from ka2l_ray.world.facts import World
 
+MODELS = Path(__file__).resolve().parents[2] / "models"
+"""Real models, where ``make models`` has put them."""
+
 torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
 transformers_logging.disable_progress_bar()
 settings.register_profile("unit", deadline=None, derandomize=True, max_examples=100)
@@ -46,6 +49,24 @@ def world() -> World:
 def student() -> LanguageModel:
     """The bundled student on the CPU, as float32."""
     return LanguageModel(ModelConfig(path="bundled:student"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> str:
+    """Directory of SmolLM2-135M-Instruct."""
+    return _real_model("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> str:
+    """Directory of the sentence encoder all-MiniLM-L6-v2."""
+    return _real_model("all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path: str) -> LanguageModel:
+    """A real instruct model of 135 million parameters, on the CPU. Do not change it."""
+    return LanguageModel(ModelConfig(path=smollm2_path), device="cpu")
 
 
 @pytest.fixture(scope="session")
@@ -107,6 +128,12 @@ def tiny_mistral(tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.Te
         **_sizes(tokenizer),
     )
     return _save(MistralForCausalLM(config), tokenizer, tmp_path_factory.mktemp("mistral"))
+
+
+def _real_model(name: str) -> str:
+    if not (MODELS / name / ".fetched").is_file():
+        pytest.skip(f"models/{name} is not there; make models fetches it")
+    return str(MODELS / name)
 
 
 def _sizes(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
