@@ -43,6 +43,7 @@ bench: install  ## the figures of benchmarks/RESULTS.md; about an hour
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/replay.py
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/shared_prefix.py
 	$(BIN)/python benchmarks/feeding.py
 	$(BIN)/python benchmarks/scale.py score
 	$(BIN)/python benchmarks/scale.py entropy
