@@ -20,7 +20,7 @@ from ka2l_ray.finetuning.lora import trainable
 from ka2l_ray.finetuning.loss import AnswerLoss
 from ka2l_ray.finetuning.rows import TrainingRow
 from ka2l_ray.models.architecture import text_decoder
-from ka2l_ray.models.language_model import common_prefix
+from ka2l_ray.models.states import common_prefix
 
 logger = logging.getLogger(__name__)
 

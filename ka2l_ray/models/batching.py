@@ -1,10 +1,11 @@
-"""Batches of texts of similar length, cut by tokens."""
+"""Batches of texts of similar length, cut by tokens, and padded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 PADDING = 0.1
 """Share of a batch that padding may take once the batch has enough."""
@@ -38,3 +39,15 @@ def batches_by_length(
         real += lengths[i]
     if batch:
         yield batch
+
+
+def pad(rows_ids: Sequence[Sequence[int]], side: str, pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(input_ids_BT, attention_mask_BT); padded positions hold a real token that the mask hides."""
+    length = max(len(ids) for ids in rows_ids)
+    ids_BT = torch.full((len(rows_ids), length), pad_id)
+    mask_BT = torch.zeros_like(ids_BT)
+    for i, ids in enumerate(rows_ids):
+        span = slice(length - len(ids), None) if side == "left" else slice(0, len(ids))
+        ids_BT[i, span] = torch.tensor(ids)
+        mask_BT[i, span] = 1
+    return ids_BT.to(device), mask_BT.to(device)

@@ -8,24 +8,20 @@ Shape suffixes: B prompts of a batch, R = B x samples rows, T tokens, V vocabula
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import takewhile
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.config import ModelConfig
-from ka2l_ray.errors import UserError
 from ka2l_ray.models.adapters import load_adapter
-from ka2l_ray.models.architecture import decoder_blocks, text_config, text_decoder, vocabulary_logits
-from ka2l_ray.models.batching import batches_by_length, enough_tokens
+from ka2l_ray.models.architecture import text_config, text_decoder, vocabulary_logits
+from ka2l_ray.models.batching import batches_by_length, enough_tokens, pad
+from ka2l_ray.models.decoding import CachedDecoding, Decoding, RecomputedDecoding, RepeatedDecoding
 from ka2l_ray.models.model_files import (
     check_is_loaded_model,
     check_is_model,
@@ -35,30 +31,12 @@ from ka2l_ray.models.model_files import (
     model_dtype,
 )
 from ka2l_ray.models.sampling import Answer, Generation, Sampling, sample_tokens
+from ka2l_ray.models.self_check import Decode, Ways, find_ways
+from ka2l_ray.models.states import NO_PREFIX, at, shared_prefix, states_at, states_of_all_layers
 from ka2l_ray.models.thinking import NO_THINKING, Thinking
 from ka2l_ray.seeds import prompt_seeds
 
 SPREAD = "spread"  # the device of a model over several GPUs
-LEAST_PREFIX = 16  # tokens: a shorter shared beginning is not worth a forward pass of its own
-
-
-class _DeepestLayerReached(Exception):
-    """Ends a forward pass whose later blocks are not wanted."""
-
-
-@dataclass(frozen=True)
-class _Prefix:
-    """Tokens that all prompts of a call begin with, and their cache for one row."""
-
-    ids: list[int]
-    cache: DynamicCache | None
-
-    def cache_for(self, rows: int) -> DynamicCache | None:
-        if self.cache is None:
-            return None
-        cache = copy.deepcopy(self.cache)
-        cache.batch_repeat_interleave(rows)
-        return cache
 
 
 class LanguageModel:
@@ -101,6 +79,8 @@ class LanguageModel:
         self.end_ids = end_token_ids(self.causal_lm.generation_config, tokenizer)  # tokens that end an answer
         self.prefill_tokens = 0
         self.adapter_key: str | None = None
+        self.ways = find_ways(self)
+        self.prefill_tokens = 0
 
     def use_adapter(self, path: str | None, key: str | None) -> None:
         """Answer with the adapter at ``path``, known by ``key``, or with none; the base model stays where it is.
@@ -167,11 +147,27 @@ class LanguageModel:
         how = Sampling.of_samples(temperatures, top_ps, top_ks, self.device)
         if isinstance(seeds, int | np.integer):
             seeds = [prompt_seeds(seeds, ids, fan_out) for ids in prompts_ids]
-        for rows in batches_by_length([len(p) for p in prompts_ids], batch_tokens, fan_out, max_tokens, enough=None):
-            answers = [Answer(stop, self.tokenizer, self.end_ids, thinking) for _ in range(len(rows) * fan_out)]
-            batch = self._sample_batch([prompts_ids[i] for i in rows], [seeds[i] for i in rows], how, max_tokens, answers)
-            results.update(zip(rows, batch, strict=True))
+        for group in self._decodable([len(ids) for ids in prompts_ids]):
+            lengths = [len(prompts_ids[i]) for i in group]
+            for batch in batches_by_length(lengths, batch_tokens, fan_out, max_tokens, enough=None):
+                rows = [group[b] for b in batch]
+                answers = [Answer(stop, self.tokenizer, self.end_ids, thinking) for _ in range(len(rows) * fan_out)]
+                done = self._sample_batch([prompts_ids[i] for i in rows], [seeds[i] for i in rows], how, max_tokens, answers)
+                results.update(zip(rows, done, strict=True))
         return [results[i] for i in range(len(prompts_ids))]
+
+    def decoding(self, prompts_ids: Sequence[Sequence[int]], fan_out: int, ways: Ways | None = None) -> Decoding:
+        """Samples under way: ``fan_out`` rows a prompt."""
+        kinds: dict[Decode, type[Decoding]] = {"repeated rows": RepeatedDecoding, "recomputed": RecomputedDecoding}
+        kind: Any = kinds.get((ways or self.ways).decoding, CachedDecoding)
+        decoding: Decoding = kind(self.causal_lm, prompts_ids, fan_out, self._pad_id, self.device)
+        return decoding
+
+    def _decodable(self, lengths: list[int]) -> list[list[int]]:
+        """Indices of prompts that may be decoded in one batch."""
+        if self.ways.decoding not in ("equal lengths", "repeated rows"):
+            return [list(range(len(lengths)))]
+        return [[i for i, n in enumerate(lengths) if n == length] for length in sorted(set(lengths))]
 
     def _sample_batch(
         self,
@@ -182,31 +178,13 @@ class LanguageModel:
         answers: list[Answer],
     ) -> list[list[Generation]]:
         fan_out = len(how.temperature_S)
-        input_ids_BT, mask_BT = self._pad(prompts_ids, side="left")
-        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.causal_lm.config)
-        logits_RV = (
-            self.model(
-                input_ids=input_ids_BT,
-                attention_mask=mask_BT,
-                position_ids=positions_BT,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            .logits[:, -1]
-            .to(self.device)
-        )
-        cache.batch_repeat_interleave(fan_out)
-        logits_RV = logits_RV.repeat_interleave(fan_out, 0)
-        mask_RT = mask_BT.repeat_interleave(fan_out, 0)
-        position_R = positions_BT[:, -1].repeat_interleave(fan_out, 0)
+        decoding = self.decoding(prompts_ids, fan_out)
         uniform_RT = torch.from_numpy(
             np.stack([np.random.Generator(np.random.Philox(key=s)).random(max_tokens) for row in seeds for s in row])
         ).to(self.device)
         live = torch.arange(len(answers))  # indices stay on the host: a model over several GPUs has no one device
         for step in range(max_tokens):
-            token_R, logprob_R = sample_tokens(logits_RV, uniform_RT[live, step], how.of(live % fan_out))
+            token_R, logprob_R = sample_tokens(decoding.logits_RV, uniform_RT[live, step], how.of(live % fan_out))
             going = [
                 answers[i].extend(token, logprob)
                 for i, token, logprob in zip(live.tolist(), token_R.tolist(), logprob_R.tolist(), strict=True)
@@ -214,89 +192,44 @@ class LanguageModel:
             if not any(going) or step == max_tokens - 1:
                 break
             kept = torch.tensor(going).nonzero().squeeze(1)
-            if len(kept) < len(live):
-                cache.batch_select_indices(kept)
-                token_R, mask_RT, position_R, live = token_R[kept], mask_RT[kept], position_R[kept], live[kept]
-            mask_RT = torch.cat([mask_RT, mask_RT.new_ones(len(live), 1)], dim=1)
-            position_R = position_R + 1
-            logits_RV = (
-                self.model(
-                    input_ids=token_R[:, None],
-                    attention_mask=mask_RT,
-                    position_ids=position_R[:, None],
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-                .logits[:, -1]
-                .to(self.device)
-            )
+            decoding.keep(kept)
+            decoding.step(token_R[kept])
+            live = live[kept]
         finished = [answer.finish() for answer in answers]
         return [finished[i : i + fan_out] for i in range(0, len(finished), fan_out)]
 
     @torch.inference_mode()
     def last_token_states(
-        self, prompts_ids: Sequence[Sequence[int]], layers: Sequence[int], *, batch_tokens: int = 65536
+        self,
+        prompts_ids: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        *,
+        batch_tokens: int = 65536,
+        ways: Ways | None = None,
     ) -> Iterator[tuple[list[int], dict[int, Tensor]]]:
         """Hidden state of the last token at ``layers``, batch by batch: (rows, {layer: (B, D) on the device}).
 
         Layer 0 is the embeddings, l the output of block l, the last one after the final norm, as in transformers'
         ``hidden_states``. No block beyond the deepest layer runs, nor the vocabulary projection; what all prompts begin with
-        runs once.
+        runs once (as far as ``ways`` allow; left out: those found when the model was loaded).
         """
-        deepest = max(layers)
-        prefix = self._prefix(prompts_ids, deepest)
+        ways = ways or self.ways
+        prefix = NO_PREFIX
+        if ways.shared_prefix:
+            prefix = shared_prefix(self.causal_lm, prompts_ids, max(layers), self.device)
         done = len(prefix.ids)
+        self.prefill_tokens += done
         lengths = [len(p) - done for p in prompts_ids]
         for rows in batches_by_length(lengths, batch_tokens, room=done, enough=enough_tokens(self.device)):
-            ids_BT, _ = self._pad([prompts_ids[i][done:] for i in rows], side="right")
-            ends = torch.tensor([len(prompts_ids[i]) - done - 1 for i in rows])
-            last = partial(_at, where=(torch.arange(len(rows)), ends), device=self.device)
             # Right-padded rows of a causal model need no mask: no real token looks at what follows it.
-            yield rows, self._states(ids_BT, layers, last, prefix.cache_for(len(rows)), done)
-
-    def _states(
-        self, ids_BT: Tensor, layers: Sequence[int], pick: Callable[[Tensor], Tensor], cache: DynamicCache | None, done: int
-    ) -> dict[int, Tensor]:
-        """What ``pick`` takes of the (B, T, D) states at ``layers``; the forward pass ends at the deepest of them."""
-        decoder, blocks = text_decoder(self.causal_lm), self._blocks()
-        deepest = max(layers)
-        states: dict[int, Tensor] = {}
-
-        def keep(hidden_BTD: Tensor, layer: int) -> None:
-            states[layer] = pick(hidden_BTD)
-            if layer == deepest:
-                raise _DeepestLayerReached
-
-        hooks = [
-            blocks[layer].register_forward_pre_hook(
-                lambda _, args, kwargs, layer=layer: keep(args[0] if args else kwargs["hidden_states"], layer), with_kwargs=True
-            )
-            for layer in layers
-            if layer < len(blocks)
-        ]
-        positions_1T = torch.arange(done, done + ids_BT.shape[1], device=self.device)[None]
-        self.prefill_tokens += ids_BT.numel()
-        try:
-            output = decoder(input_ids=ids_BT, position_ids=positions_1T, past_key_values=cache, use_cache=cache is not None)
-            states[len(blocks)] = pick(output.last_hidden_state)
-        except _DeepestLayerReached:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return states
-
-    def _prefix(self, prompts_ids: Sequence[Sequence[int]], deepest: int) -> _Prefix:
-        """The cache of what all prompts begin with; empty where that saves little, or the cache forgets (sliding windows)."""
-        shared = common_prefix(prompts_ids) if len(prompts_ids) > 1 else []
-        shared = shared[: min(map(len, prompts_ids), default=1) - 1]  # every prompt keeps a token of its own
-        cache = DynamicCache(config=self.causal_lm.config)
-        if len(shared) < LEAST_PREFIX or any(type(layer) is not DynamicLayer for layer in cache.layers):
-            return _Prefix([], None)
-        self._states(
-            torch.tensor([shared], device=self.device), [deepest], partial(_at, where=slice(0), device=self.device), cache, 0
-        )
-        return _Prefix(shared, cache)
+            ids_BT, _ = pad([prompts_ids[i][done:] for i in rows], "right", self._pad_id, self.device)
+            ends = torch.tensor([len(prompts_ids[i]) - done - 1 for i in rows])
+            last = partial(at, where=(torch.arange(len(rows)), ends), device=self.device)
+            self.prefill_tokens += ids_BT.numel()
+            if ways.early_exit:
+                yield rows, states_at(self.causal_lm, ids_BT, layers, last, prefix, ways.stream_axis)
+            else:
+                yield rows, states_of_all_layers(self.causal_lm, ids_BT, layers, last)
 
     @torch.inference_mode()
     def log_likelihood(
@@ -310,7 +243,7 @@ class LanguageModel:
         whole = [[*p, *c] for p, c in zip(prompts_ids, continuations_ids, strict=True)]
         found: dict[int, list[float]] = {}
         for rows in batches_by_length([len(ids) for ids in whole], batch_tokens, enough=enough_tokens(self.device)):
-            ids_BT, _ = self._pad([whole[i] for i in rows], side="right")
+            ids_BT, _ = pad([whole[i] for i in rows], "right", self._pad_id, self.device)
             hidden_BTD = text_decoder(self.causal_lm)(input_ids=ids_BT, use_cache=False).last_hidden_state
             for b, i in enumerate(rows):
                 begin, end = len(prompts_ids[i]), len(whole[i])
@@ -325,29 +258,6 @@ class LanguageModel:
         entropy_B: Tensor = -(log_p_BV.exp() * log_p_BV).sum(-1)
         return entropy_B
 
-    def _blocks(self) -> nn.ModuleList:
-        blocks = decoder_blocks(self.causal_lm)
-        if blocks is not None:
-            return blocks
-        raise UserError(f"{type(self.causal_lm).__name__}: its blocks are not in one list; this architecture is not supported")
-
-    def _pad(self, rows_ids: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
-        """(input_ids_BT, attention_mask_BT); padded positions hold a real token that the mask hides."""
-        length = max(len(ids) for ids in rows_ids)
-        ids_BT = torch.full((len(rows_ids), length), next(iter(self.end_ids), 0))
-        mask_BT = torch.zeros_like(ids_BT)
-        for i, ids in enumerate(rows_ids):
-            span = slice(length - len(ids), None) if side == "left" else slice(0, len(ids))
-            ids_BT[i, span] = torch.tensor(ids)
-            mask_BT[i, span] = 1
-        return ids_BT.to(self.device), mask_BT.to(self.device)
-
-
-def _at(hidden_BTD: Tensor, where: Any, device: torch.device) -> Tensor:
-    return hidden_BTD[where].to(device)
-
-
-def common_prefix(rows_ids: Sequence[Sequence[int]]) -> list[int]:
-    """The tokens that all rows begin with: what the first and the last of them in order share."""
-    first, last = min(map(list, rows_ids)), max(map(list, rows_ids))
-    return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
+    @property
+    def _pad_id(self) -> int:
+        return next(iter(self.end_ids), 0)

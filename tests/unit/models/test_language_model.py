@@ -28,9 +28,10 @@ from ka2l_ray.finetuning.lora import add_lora
 from ka2l_ray.models.adapters import check_adapter
 from ka2l_ray.models.architecture import vocabulary_logits
 from ka2l_ray.models.batching import batches_by_length
-from ka2l_ray.models.language_model import LanguageModel, common_prefix
+from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.models.model_files import check_is_model, final_norm, model_dtype, model_identity
 from ka2l_ray.models.sampling import Generation, Sampling, keep_likeliest, sample_tokens
+from ka2l_ray.models.states import common_prefix
 from ka2l_ray.seeds import derive_seed
 from ka2l_ray.world.facts import World
 from tests.reciting import save_reciting_model

@@ -19,9 +19,11 @@ from transformers import (
 
 from ka2l_ray.config import ModelConfig
 from ka2l_ray.errors import UserError
+from ka2l_ray.models import language_model
 from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.models.lent import as_it_was
 from ka2l_ray.models.sampling import Generation
+from ka2l_ray.models.self_check import Ways
 from ka2l_ray.semantics.judges import NLIJudge
 from ka2l_ray.world.facts import World
 
@@ -87,6 +89,7 @@ def test_a_given_device_is_the_device_however_many_gpus_there_are(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", loading)
+    monkeypatch.setattr(language_model, "find_ways", lambda _: Ways())
     LanguageModel(ModelConfig(path="bundled:student", dtype="float32"), device=device)
     assert ("device_map" in loading.asked) is spread
     assert loading.moved_to == (None if moved_to is None else torch.device(moved_to))
