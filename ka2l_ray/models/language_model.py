@@ -39,6 +39,13 @@ from ka2l_ray.seeds import prompt_seeds
 SPREAD = "spread"  # the device of a model over several GPUs
 
 
+def place(device: str | None, gpus: int) -> tuple[torch.device, bool]:
+    """(where a model goes, whether its blocks are put on all GPUs in turn) of a process that sees so many ``gpus``."""
+    if device not in (None, SPREAD):
+        return torch.device(device), False
+    return torch.device("cuda" if gpus else "cpu"), device == SPREAD and gpus > 1
+
+
 class LanguageModel:
     """Model, tokenizer and adapter on one device."""
 
@@ -51,8 +58,7 @@ class LanguageModel:
                 first GPU, or the CPU where there is none.
         """
         check_is_model(config)
-        spread = device == SPREAD and torch.cuda.device_count() > 1
-        at = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device in (None, SPREAD) else device)
+        at, spread = place(device, torch.cuda.device_count())
         model = load_model(config, dtype=model_dtype(config.dtype, at), **({"device_map": "auto"} if spread else {}))
         self._hold(model if spread else model.to(at), load_tokenizer(config), config.path, at)
         self.model.eval()

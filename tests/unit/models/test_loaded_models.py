@@ -19,11 +19,9 @@ from transformers import (
 
 from ka2l_ray.config import ModelConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.models import language_model
-from ka2l_ray.models.language_model import LanguageModel
+from ka2l_ray.models.language_model import LanguageModel, place
 from ka2l_ray.models.lent import as_it_was
 from ka2l_ray.models.sampling import Generation
-from ka2l_ray.models.self_check import Ways
 from ka2l_ray.semantics.judges import NLIJudge
 from ka2l_ray.world.facts import World
 
@@ -58,41 +56,21 @@ def test_one_seed_gives_every_prompt_and_sample_its_own(student: LanguageModel, 
     assert text_and_tokens(student.generate(prompts, 8, **how)) != together
 
 
-class Loading:
-    """Stands in for transformers' loading where the GPUs are not there: keeps what it was asked for."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.asked, self.moved_to = model, {}, None
-        self.dtype = torch.float32
-
-    def __call__(self, path: str, **asked: Any) -> Loading:
-        self.asked = asked
-        return self
-
-    def to(self, device: torch.device) -> Loading:
-        self.moved_to = device
-        return self
-
-    def eval(self) -> Loading:
-        return self
-
-
 @pytest.mark.parametrize(
-    ("device", "spread", "moved_to"),
-    [("cuda:3", False, "cuda:3"), (None, False, "cuda"), ("spread", True, None), ("cpu", False, "cpu")],
+    ("device", "gpus", "at", "spread"),
+    [
+        ("cuda:3", 4, "cuda:3", False),
+        ("cpu", 4, "cpu", False),
+        (None, 4, "cuda", False),
+        (None, 0, "cpu", False),
+        ("spread", 4, "cuda", True),
+        ("spread", 1, "cuda", False),
+        ("spread", 0, "cpu", False),
+    ],
 )
-def test_a_given_device_is_the_device_however_many_gpus_there_are(
-    device: str | None, spread: bool, moved_to: str | None, monkeypatch: pytest.MonkeyPatch, student: LanguageModel
-) -> None:
+def test_a_given_device_is_the_device_however_many_gpus_there_are(device: str | None, gpus: int, at: str, spread: bool) -> None:
     """Only a replica that is told to spread is put on all of them."""
-    loading = Loading(student.model)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", loading)
-    monkeypatch.setattr(language_model, "find_ways", lambda _: Ways())
-    LanguageModel(ModelConfig(path="bundled:student", dtype="float32"), device=device)
-    assert ("device_map" in loading.asked) is spread
-    assert loading.moved_to == (None if moved_to is None else torch.device(moved_to))
+    assert place(device, gpus) == (torch.device(at), spread)
 
 
 def test_a_loaded_model_answers_as_the_same_model_from_its_directory(tiny_llama: Path, prompts: list[list[int]]) -> None:
