@@ -64,11 +64,9 @@ def check_adapter_for_vllm(config: ModelConfig, path: str) -> None:
     with safe_open(Path(path) / WEIGHTS, "pt") as weights:
         modules = {key.split(".lora_")[0].rpartition(".")[2] for key in weights.keys()}  # noqa: SIM118
     outside = sorted(modules - set(block_linears(config)))
-    fused = bool(_settings(path).get("target_parameters"))
-    if outside or fused:
-        where = "fused experts" if fused else some(outside)
+    if outside:
         raise UserError(
-            f"{path}: this adapter holds LoRA on {where}, where vLLM is not given any, but on the blocks' linear layers; "
+            f"{path}: this adapter holds LoRA on {some(outside)}, where vLLM is not given any, but on the blocks' linear layers; "
             "generate with engine.name=transformers, or train without fused experts (finetune.lora_experts=false)"
         )
 
