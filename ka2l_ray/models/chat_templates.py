@@ -97,7 +97,7 @@ class ChatTemplate:
         try:
             asked, answered = self.render(before, generation=True), self.render(after, generation=False)
         except REFUSALS as error:
-            return f"refuses one ({error})"
+            return f"refuses one ({in_one_line(error)})"
         begin, found, _ = asked.partition(QUESTION)
         if not found or instruction.strip() not in begin:
             return "leaves it out"
@@ -124,6 +124,11 @@ class ChatTemplate:
         elif not prompt.startswith(between):  # it writes an answer's turn otherwise than it opens one
             lead = between[len(between.rstrip()) :] if not prompt[-1:].isspace() else ""
         return Turn(prompt, header, lead, tail, following.partition(NEXT)[0])
+
+
+def in_one_line(error: Exception) -> str:
+    """What a template says where it refuses."""
+    return " ".join(str(error).split())[:200]
 
 
 def _in_parts(messages: Sequence[Message]) -> list[Message]:

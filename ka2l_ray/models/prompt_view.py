@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ka2l_ray.models.chat_templates import REFUSALS
+from ka2l_ray.models.chat_templates import REFUSALS, in_one_line
 from ka2l_ray.models.prompts import Prompter
 
 
@@ -34,7 +34,7 @@ def view_prompt(prompter: Prompter, question: str) -> PromptView:
     try:
         ids = prompter.encode(prompter.prompt(question))
     except REFUSALS as error:  # of this one question: it will be written with its error
-        return PromptView(question, f"(the chat template refuses this question: {error})", [], end, end_ids)
+        return PromptView(question, f"(the chat template refuses this question: {in_one_line(error)})", [], end, end_ids)
     return PromptView(question, _decoded(prompter, ids), ids, end, end_ids)
 
 

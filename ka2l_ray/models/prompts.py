@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.config import ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.models.chat_templates import ANSWER, QUESTION, REFUSALS, ChatTemplate, Message, Turn
+from ka2l_ray.models.chat_templates import ANSWER, QUESTION, REFUSALS, ChatTemplate, Message, Turn, in_one_line
 from ka2l_ray.models.model_files import load_tokenizer
 from ka2l_ray.models.sampling import Generation
 from ka2l_ray.models.thinking import CLOSING, OPENING, Thinking, answer_start, closing_mark
@@ -245,7 +245,9 @@ class Prompter:
             shown = self._template.render(self._messages(QUESTION, self._role), generation=True)
             _ = self._turn
         except REFUSALS as error:
-            raise UserError(f"the chat template refuses the prompt ({error}); set prompt.chat_template: never") from None
+            raise UserError(
+                f"the chat template refuses the prompt ({in_one_line(error)}); set prompt.chat_template: never"
+            ) from None
         if QUESTION not in shown:
             raise UserError("the chat template leaves the question out; set prompt.chat_template: never")
 
