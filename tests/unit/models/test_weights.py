@@ -231,12 +231,6 @@ def test_vllm_is_given_only_adapters_that_it_takes_whole(adapter: Path, tiny_lla
     assert adapter_rank(str(on_head)) == 6
     with pytest.raises(UserError, match="LoRA on lm_head, where vLLM is not given any"):
         check_adapter_for_vllm(config, str(on_head))
-    fused = tmp_path / "fused"
-    shutil.copytree(adapter, fused)
-    settings = json.loads((fused / "adapter_config.json").read_text())
-    (fused / "adapter_config.json").write_text(json.dumps({**settings, "target_parameters": ["mlp.experts.gate_up_proj"]}))
-    with pytest.raises(UserError, match="LoRA on fused experts"):
-        check_adapter_for_vllm(config, str(fused))
 
 
 def test_a_quantised_checkpoint_is_left_to_its_loader(tiny_llama: Path, tmp_path: Path) -> None:
