@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ka2l_ray.models.architecture import text_decoder, vocabulary_logits
 from ka2l_ray.models.batching import pad
+from ka2l_ray.models.states import LEAST_PREFIX, common_prefix
 
 
 class Decoding(ABC):
@@ -48,7 +50,8 @@ class CachedDecoding(Decoding):
         self.padded = bool((mask_BT == 0).any())
         positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
         self.position_R = positions_BT[:, -1]
-        self._run(ids_BT, positions_BT)
+        done = self._fill(prompts_ids, mask_BT)
+        self._run(ids_BT[:, done:], positions_BT[:, done:])
         if fan_out > 1:
             self._select(torch.arange(len(ids_BT)).repeat_interleave(fan_out))
 
@@ -60,6 +63,10 @@ class CachedDecoding(Decoding):
         self.mask_RT = torch.cat([self.mask_RT, self.mask_RT.new_ones(len(token_R), 1)], dim=1)
         self.position_R = self.position_R + 1
         self._run(token_R[:, None], self.position_R[:, None])
+
+    def _fill(self, prompts_ids: Sequence[Sequence[int]], mask_BT: Tensor) -> int:
+        """Fill the cache's first columns ahead of the prompts' own pass; how many columns that are."""
+        return 0
 
     def _run(self, ids_RT: Tensor, position_RT: Tensor) -> None:
         output = self.causal_lm(
@@ -75,6 +82,31 @@ class CachedDecoding(Decoding):
     def _select(self, rows: Tensor) -> None:
         self.cache.reorder_cache(rows)  # the one selection that every kind of cache has
         self.logits_RV, self.mask_RT, self.position_R = self.logits_RV[rows], self.mask_RT[rows], self.position_R[rows]
+
+
+class PrefixedDecoding(CachedDecoding):
+    """What all prompts begin with is prefilled once, for one row."""
+
+    def _fill(self, prompts_ids: Sequence[Sequence[int]], mask_BT: Tensor) -> int:
+        """A row that is padded by n columns holds the first tokens n columns further right, and runs the others again."""
+        shared = common_prefix(prompts_ids)[: min(map(len, prompts_ids)) - 1] if len(prompts_ids) > 1 else []
+        if len(shared) < LEAST_PREFIX or not all(_keeps(layer, len(shared)) for layer in self.cache.layers):
+            return 0
+        ids_1T = torch.tensor([shared], device=mask_BT.device)
+        text_decoder(self.causal_lm)(input_ids=ids_1T, use_cache=True, **{self.cache_argument: self.cache})
+        padding_B1 = (mask_BT == 0).sum(1, keepdim=True)
+        token_BT = (torch.arange(len(shared), device=mask_BT.device) - padding_B1).clamp(min=0)  # of padding any: it is masked
+        for layer in self.cache.layers:
+            if layer.is_initialized:
+                of_row_BT = token_BT.to(layer.keys.device)
+                layer.keys = layer.keys[0][:, of_row_BT].transpose(0, 1)
+                layer.values = layer.values[0][:, of_row_BT].transpose(0, 1)
+        return len(shared)
+
+
+def _keeps(layer: Any, tokens: int) -> bool:
+    """Whether a layer's cache is the keys and values of all ``tokens``."""
+    return type(layer) is DynamicLayer or (type(layer) is DynamicSlidingWindowLayer and tokens < layer.sliding_window)
 
 
 class RepeatedDecoding(Decoding):

@@ -21,7 +21,7 @@ from ka2l_ray.config import ModelConfig
 from ka2l_ray.models.adapters import load_adapter
 from ka2l_ray.models.architecture import text_config, text_decoder, vocabulary_logits
 from ka2l_ray.models.batching import batches_by_length, enough_tokens, pad
-from ka2l_ray.models.decoding import CachedDecoding, Decoding, RecomputedDecoding, RepeatedDecoding
+from ka2l_ray.models.decoding import CachedDecoding, Decoding, PrefixedDecoding, RecomputedDecoding, RepeatedDecoding
 from ka2l_ray.models.model_files import (
     check_is_loaded_model,
     check_is_model,
@@ -164,8 +164,14 @@ class LanguageModel:
 
     def decoding(self, prompts_ids: Sequence[Sequence[int]], fan_out: int, ways: Ways | None = None) -> Decoding:
         """Samples under way: ``fan_out`` rows a prompt."""
-        kinds: dict[Decode, type[Decoding]] = {"repeated rows": RepeatedDecoding, "recomputed": RecomputedDecoding}
-        kind: Any = kinds.get((ways or self.ways).decoding, CachedDecoding)
+        ways = ways or self.ways
+        kinds: dict[Decode, type[Decoding]] = {
+            "padded": PrefixedDecoding if ways.shared_prefix else CachedDecoding,
+            "equal lengths": CachedDecoding,
+            "repeated rows": RepeatedDecoding,
+            "recomputed": RecomputedDecoding,
+        }
+        kind: Any = kinds[ways.decoding]
         decoding: Decoding = kind(self.causal_lm, prompts_ids, fan_out, self._pad_id, self.device)
         return decoding
 

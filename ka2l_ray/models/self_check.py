@@ -53,7 +53,7 @@ class Ways:
     """Prompts are prefilled once and fanned out to their samples, in batches of any lengths, or of one length; prompts of one
     length are prefilled once for each sample; or no cache is kept and each step runs all tokens."""
     shared_prefix: bool = True
-    """What all prompts begin with is run once, where states are read."""
+    """What all prompts begin with is run once, where states are read and padded batches prefilled."""
     early_exit: bool = True
     """The forward pass ends at the deepest layer whose state is wanted; else transformers' record of a whole one is read."""
     stream_axis: int | None = None
