@@ -29,7 +29,8 @@ class Table:
     def __len__(self) -> int:
         return int(self._arrow.num_rows)
 
-    def __getitem__(self, column: str) -> pd.Series[Any]:
+    def __getitem__(self, column: str | list[str]) -> Any:
+        """A Series, or a DataFrame of several columns."""
         return self.to_pandas()[column]
 
     def to_arrow(self) -> pa.Table:

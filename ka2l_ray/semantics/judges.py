@@ -220,7 +220,7 @@ def local_model(path: str, *, batch_tokens: int, max_tokens: int = 8) -> Callabl
         encoded = [prompter.encode(prompter.prompt(prompt)) for prompt in prompts]
         fitting = [i for i, ids in enumerate(encoded) if len(ids) + max_tokens <= model.max_length]
         given = [encoded[i] for i in fitting]
-        answers = model.generate(given, [[0]] * len(given), [GREEDY], max_tokens=max_tokens, batch_tokens=batch_tokens)
+        answers = model.generate(given, 0, [GREEDY], max_tokens=max_tokens, batch_tokens=batch_tokens)
         said = dict(zip(fitting, (row[0].text for row in answers), strict=True))
         return [said.get(i, "") for i in range(len(prompts))]  # what does not fit is not answered, and counts as unparsable
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import zipfile
@@ -11,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.packaging.conftest import CHECKOUT, run
+
 pytestmark = [pytest.mark.check, pytest.mark.timeout(1500)]
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 SMALLEST = [
     "pool.probing_size=120",
     "sampling.k=4",
@@ -26,14 +26,6 @@ SMALLEST = [
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    run([sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(CHECKOUT)], folder)
-    (built,) = folder.glob("*.whl")
-    return built
-
-
-@pytest.fixture(scope="module")
 def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ``bin`` of an environment that holds the wheel and what its metadata asks for."""
     folder = tmp_path_factory.mktemp("bare")
@@ -42,15 +34,6 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [str(found / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     run([*pip, "-c", str(CHECKOUT / "constraints.txt"), str(wheel)], folder)
     return found
-
-
-def run(command: list[str], folder: Path) -> str:
-    """Its output; in ``folder``, without what this process's environment knows of the checkout or of a running Ray."""
-    known = ("PYTHONPATH", "RAY_ADDRESS", "KA2L_RAY_LOCAL_CLUSTER", "VIRTUAL_ENV")
-    environment = {name: value for name, value in os.environ.items() if name not in known}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
 
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
