@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import traceback
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import typer
 from ka2l_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_IN_TRACEBACK = re.compile(r"^ka2l_ray\.errors\.\w+: (.+)$", re.MULTILINE)
 
 
 @contextmanager
@@ -56,4 +59,5 @@ def user_error(error: BaseException) -> str | None:
             return str(at).strip().splitlines()[-1].removeprefix("ka2l_ray.errors.UserError: ")
         failures = getattr(at, "worker_failures", None)
         waiting += [e for e in (at.__cause__, cause, *(failures or {}).values()) if isinstance(e, BaseException)]
-    return None
+    told = _IN_TRACEBACK.search(str(error))  # of an exception in a worker of Ray Data its text alone comes here
+    return told[1] if told else None

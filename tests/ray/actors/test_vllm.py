@@ -197,7 +197,7 @@ def test_what_engines_die_of_is_said_and_ends_the_stage(
     tiny: dict[str, str], world_files: dict[str, str], tmp_path: Path
 ) -> None:
     asked = Inputs(str(tmp_path / "inputs")).questions(world_files["pool"])
-    chunked = {"enable_chunked_prefill": True, "max_num_batched_tokens": 128, "max_num_seqs": 16}
+    chunked = {"enable_chunked_prefill": True, "max_num_batched_tokens": 16, "max_num_seqs": 8, "enable_prefix_caching": False}
     engines = Engines(ENGINE.model_copy(update={"shard_size": 80, "vllm": chunked}))
     model = Model(ModelConfig(path=tiny["model"]), PromptConfig(instruction=""))
     try:
