@@ -11,6 +11,7 @@ import contextlib
 import io
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +30,18 @@ def blocks(page: str) -> list[tuple[str, str | None]]:
     return found
 
 
-def run(page: str, model: str) -> list[str]:
-    """What each block prints; they share their names."""
+def run(page: str, model: str) -> Iterator[str]:
+    """What each block prints, one after another; they share their names."""
     names: dict[str, Any] = {"__name__": "page"}
-    printed = []
     for code, _ in blocks(page):
         with contextlib.redirect_stdout(io.StringIO()) as said:
             exec(compile(code.replace(NAMED, model), "docs/python.md", "exec"), names)
-        printed.append(said.getvalue())
-    return printed
+        yield said.getvalue()
 
 
 if __name__ == "__main__":
     for output in run(Path(sys.argv[1]).read_text(encoding="utf-8"), sys.argv[2]):
         print(MARKER)
-        print(output, end="")
+        print(output, end="", flush=True)
     loaded = sorted({name.split(".")[0] for name in sys.modules} & {"ray", "vllm", "deepspeed"})
     print(MARKER, "loaded:", ", ".join(loaded) or "neither ray nor vllm nor deepspeed")

@@ -43,7 +43,7 @@ def test_the_page_runs_on_the_bundled_student(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
     page = PAGE.read_text(encoding="utf-8")
-    printed = run(page, bundled_path("bundled:student"))
+    printed = list(run(page, bundled_path("bundled:student")))
     assert len(printed) == len(blocks(page)) >= 7
     assert {"adapter", "probe.safetensors"} <= {path.name for path in tmp_path.iterdir()}
 
