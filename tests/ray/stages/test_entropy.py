@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ka2l_ray.semantics.clustering import Counts, cluster_answers
@@ -235,3 +237,17 @@ def test_a_language_model_whose_words_cannot_be_read_is_no_judge(samples: str, t
     assert done.returncode == 2, done.stderr
     assert "verdicts could not be read: the judge said neither yes nor no; change entropy.llm_prompt" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.check
+def test_a_judge_with_weights_that_are_not_finite_is_one_line(samples: str, tmp_path: Path) -> None:
+    shutil.copytree(bundled_path("bundled:judge"), tmp_path / "judge")
+    weights = tmp_path / "judge" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors[sorted(tensors)[5]].view(-1)[0] = torch.nan
+    save_file(tensors, weights, metadata={"format": "pt"})
+    done = ka2l("entropy", "--samples", samples, "--nli-model", str(tmp_path / "judge"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert f"{tmp_path}/judge: tensor " in line
+    assert "holds values that are not finite" in line
