@@ -77,7 +77,7 @@ def finetune(
             train_loop_config={
                 "rows": rows_file,
                 "out": work.url(),
-                "base": model.base.model_dump(mode="json"),
+                "base": _from_any_directory(model.base).model_dump(mode="json"),
                 "prompt": model.prompt.model_dump(mode="json"),
                 "start_adapter": model.adapter,
                 "config": config.model_dump(mode="json"),
@@ -104,6 +104,11 @@ def _lora_share(base: ModelConfig, config: FinetuneConfig) -> float:
     """Share of the decoder's weights that LoRA is to be on: logged here, as what the workers log is not seen."""
     with torch.device("meta"):
         return round(coverage(add_lora(skeleton(base), config, seed=0)).share, 4)
+
+
+def _from_any_directory(base: ModelConfig) -> ModelConfig:
+    """``base``, found from elsewhere too: Ray Train's workers do not run in the directory that a relative path is meant from."""
+    return base.model_copy(update={"path": str(Path(base.path).absolute())}) if Path(base.path).is_dir() else base
 
 
 def _training_rows(annotations: list[Artefact]) -> pa.Table:

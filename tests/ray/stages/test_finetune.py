@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.seeds import derive_seed
 from ka2l_ray.store.artefacts import Artefact, StageDirectory
+from ka2l_ray.world import bundled_path
 from ka2l_ray.world.facts import World
 from tests.ray.conftest import write_lines
 from tests.unit.models.architectures import tiny
@@ -121,7 +123,8 @@ def test_the_adapter_loads_with_peft_and_changes_the_model(one_worker: Artefact)
 
 
 def test_going_on_from_an_adapter_starts_where_it_ended(annotations: Artefact, one_worker: Artefact, tmp_path: Path) -> None:
-    model = Model(BASE, PROMPT, one_worker.url, one_worker.key)
+    relative = ModelConfig(path=os.path.relpath(bundled_path(BASE.path)))  # from a directory that the workers are not in
+    model = Model(relative, PROMPT, one_worker.url, one_worker.key)
     config = FinetuneConfig(**{**SETTINGS, "epochs": 1})  # type: ignore[arg-type]
     on = finetune(StageDirectory(str(tmp_path / "on")), "", annotations=[annotations], model=model, config=config, seed=SEED)
     adapted = LanguageModel(BASE, adapter=one_worker.url)
