@@ -48,7 +48,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command("hidden-states", *STUDENT, "--questions", pool, "--out", out["states"], *PRESET)
     command("entropy", "--samples", out["samples"], "--out", out["entropy"], "--nli-model", "bundled:judge", *PRESET)
     command("probe", "--hidden-states", out["states"], "--entropy", out["entropy"], "--out", out["probe"], *PRESET)
-    command("score", *STUDENT, "--probe", out["probe"], "--questions", pool, "--next-token-entropy", "--out", out["scores"])
+    command(
+        "score", *STUDENT, "--probe", out["probe"], "--questions", pool, "--next-token-entropy", "--out", out["scores"], *PRESET
+    )
     command("select", "--scores", out["scores"], "--strategy", "ka2l", "--budget", "30", "--out", out["chosen"])
     command("annotate", "--questions", out["chosen"], "--answers", pool, "--out", out["labels"])
     command("finetune", "--annotations", out["labels"], "--out", out["adapter"], *PRESET, "-o", "finetune.epochs=4")
