@@ -47,13 +47,23 @@ def decoder_blocks(causal_lm: Any) -> nn.ModuleList | None:
 def decoder_linears(causal_lm: Any) -> list[str]:
     """Full names of the linear layers in the text decoder's blocks: where LoRA goes.
 
-    Vision and audio towers, projectors and output embeddings are not among them.
+    Vision and audio towers, projectors and output embeddings are not among them; nor is what Mamba's fused kernels read the
+    weights of, past any LoRA: all linear layers of a mixer but its first.
     """
     decoder, blocks = _decoder_and_blocks(causal_lm)
     root: nn.Module = decoder if blocks is None else blocks
-    head = causal_lm.get_output_embeddings()
-    inside = {id(module) for module in root.modules() if isinstance(module, (nn.Linear, Conv1D)) and module is not head}
+    left_out = {id(causal_lm.get_output_embeddings())}
+    for module in root.modules():
+        if hasattr(module, "A_log") and hasattr(module, "D"):
+            left_out |= {id(child) for name, child in module.named_children() if name != "in_proj"}
+    inside = {id(module) for module in root.modules() if _is_linear(module)} - left_out
     return [name for name, module in causal_lm.named_modules() if id(module) in inside]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Not a layer that a model computes in a way of its own (in groups, say): PEFT would compute it as any other."""
+    own = type(module).__module__.startswith("transformers.models.") and type(module).forward is not nn.Linear.forward
+    return isinstance(module, Conv1D) or (isinstance(module, nn.Linear) and not own)
 
 
 def vocabulary_logits(causal_lm: Any, state_ND: Tensor) -> Tensor:
