@@ -185,7 +185,7 @@ def save_adapter(
     for peft_config in adapted.peft_config.values():
         peft_config.base_model_name_or_path = base
         peft_config.inference_mode = True
-    adapted.save_pretrained(str(directory), safe_serialization=True)
+    adapted.save_pretrained(str(directory), safe_serialization=True, save_embedding_layers=False)
     return {
         "steps": progress.step,
         "shared_prefix": len(loss.prefix.ids) if loss.prefix is not None else 0,

@@ -24,11 +24,6 @@ def install_commands() -> str:
     return str(found)
 
 
-def model() -> Path:
-    """The real model where ``make models`` put it, else the bundled student."""
-    return REAL if REAL.is_dir() else Path(bundled_path("bundled:student"))
-
-
 def test_the_core_group_is_part_of_what_the_engine_needs_and_is_what_the_page_installs() -> None:
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
     core = project["dependency-groups"]["core"]
