@@ -134,6 +134,7 @@ class Engines:
             logger.warning("%s: questions %d to %d failed: %s", run.method, shard.start, shard.stop - 1, _reason(error))
             return self._failed(run, shard, _reason(error), engine_died=False)
         replica.tasks.popleft()
+        run.went_through(shard)
         return rows
 
     def _engine_died(self, run: _Run, replica: _Replica, error: Exception) -> int:
@@ -272,6 +273,11 @@ class _Run:
         if any(before == cause for family, before in self.causes.items() if family != shard.family):
             raise EnginesDieError(f"{self.method}: engines die of one cause on different shards of questions: {reason}")
         self.causes[shard.family] = cause
+
+    def went_through(self, shard: Shard) -> None:
+        """A whole shard that an engine died on before: whatever it was has passed. Parts of one say nothing of the rest."""
+        if shard.origin is None:
+            self.causes.pop(shard.family, None)
 
     def submit(self, actor: Any, shard: Shard) -> Any:
         rows = self.questions.slice(shard.start, len(shard))

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 TRACEBACK = "Traceback (most recent call last):"
 _LOG_PREFIX = re.compile(r"^\([^()]*pid=\d+\)\s(?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\]\s?)?")
 
+_ERROR = re.compile(r"^\([^()]*pid=\d+\)\sERROR")
+
 
 class LastWords:
     """Standard output and error of the processes that start within ``heard``, for as long as they live."""
@@ -61,12 +63,17 @@ class LastWords:
 
 
 def first_exception(text: str) -> str | None:
-    """``Type: message`` of the first traceback in a log, whatever each line begins with; None where there is none."""
+    """``Type: message`` of the first traceback in a log, whatever each line begins with; None where there is none.
+
+    What vLLM's processes log as an error comes before what else was printed: that may have been handled.
+    """
+    found: list[tuple[bool, str]] = []  # (logged as an error, what it says)
     inside = False
     for line in text.splitlines():
         bare = _LOG_PREFIX.sub("", line)
         if bare.startswith(TRACEBACK):
             inside = True
         elif inside and bare.strip() and not bare.startswith(" "):
-            return bare.strip()[:300]
-    return None
+            found.append((_ERROR.match(line) is not None, bare.strip()[:300]))
+            inside = False
+    return next((said for is_error, said in found if is_error), found[0][1] if found else None)

@@ -23,6 +23,7 @@ from ka2l_ray.models.adapters import check_adapter, check_adapter_for_vllm
 from ka2l_ray.models.model_files import (
     block_linears,
     check_is_model,
+    check_values,
     end_token_ids,
     final_norm,
     generation_config,
@@ -31,7 +32,6 @@ from ka2l_ray.models.model_files import (
 )
 from ka2l_ray.models.sampling import Answer, Generation
 from ka2l_ray.models.thinking import NO_THINKING, Thinking, split_answer
-from ka2l_ray.models.weights import check_finite_files
 from ka2l_ray.world import bundled_path
 
 SEED_BITS = 2**63 - 1
@@ -109,7 +109,7 @@ class VLLMEngine:
             self.folder = tempfile.mkdtemp(prefix="ka2l-states-")
             arguments |= _hidden_state_arguments(self.layers, self.folder)
             self.norm = final_norm(config, self.dtype) if self.n_layers in self.layers else None
-        check_finite_files(path, config.path)
+        check_values(config)
         self.words = LastWords()
         try:
             with self.words.heard():
@@ -118,7 +118,7 @@ class VLLMEngine:
             cause = self.words.exception()
             if cause is None or cause in str(error):
                 raise
-            raise RuntimeError(cause) from error
+            raise RuntimeError(f"{cause} ({' '.join(str(error).split())[:200]})") from error
         threading.Thread(target=_wake_when_dead, args=(self.llm.llm_engine.engine_core,), daemon=True).start()
         self.adapter: Any = None
         self.adapters: dict[str, int] = {}

@@ -127,7 +127,7 @@ def check_resources(config: RunConfig) -> None:
                     + (" and one for its readers" if spare else "")
                     + f", the cluster has "
                     f"{there.get(kind, 0):g}; lower {section}.{'replicas' if section in ('engine', 'entropy') else 'workers'} "
-                    "or join a larger cluster"
+                    "or join a larger cluster" + (", or set engine.gpus=0 to compute on CPUs" if kind == "GPU" else "")
                 )
 
 

@@ -27,6 +27,7 @@ from ka2l_ray.evaluation import METRICS, score_answer
 from ka2l_ray.finetuning.rows import encode_rows
 from ka2l_ray.finetuning.training import fine_tune
 from ka2l_ray.models.lent import as_it_was
+from ka2l_ray.models.model_files import has_adapter
 from ka2l_ray.probes import DegenerateLabelsError
 from ka2l_ray.questions import answers_of, normalize_question
 from ka2l_ray.seeds import derive_seed, generator
@@ -67,7 +68,7 @@ class Learner:
     ) -> None:
         if not isinstance(scorer, Uncertainty) or scorer.model is None:
             raise UserError("a learner takes a scorer with a model; give Uncertainty(model, ...)")
-        if hasattr(scorer.model.language_model.model, "get_base_model"):
+        if has_adapter(scorer.model.language_model.model):
             raise UserError("the model has an adapter on it, beside which none can be trained; give model.merge_and_unload()")
         self.scorer = copy.copy(scorer)
         self.model: PromptedModel = copy.copy(scorer.model)

@@ -23,6 +23,7 @@ from ka2l_ray.finetuning.prefix import share_prefix
 from ka2l_ray.finetuning.rows import TrainingRow
 from ka2l_ray.finetuning.schedule import learning_rate, optimizer_steps
 from ka2l_ray.models.language_model import LanguageModel
+from ka2l_ray.models.model_files import has_adapter
 from ka2l_ray.seeds import derive_seed
 
 
@@ -121,7 +122,7 @@ def train(
         after_step: told (progress, steps in all) after each.
     """
     steps = optimizer_steps(len(rows), config.batch_size, config.epochs, seed)
-    if float(engine.total(torch.tensor(float(loss.prefix is not None)))) < share.workers:
+    if float(engine.total(torch.tensor(float(loss.prefix is not None), device=engine.device))) < share.workers:
         loss.prefix = None  # all or none: it costs a backward pass of its own
     for step in range(progress.step, len(steps)):
         torch.manual_seed(derive_seed(seed, "dropout", step, share.rank) % 2**63)
@@ -218,7 +219,8 @@ def fine_tune(
     """
     if not rows:
         raise UserError("finetune: no row to train on")
-    assert language_model.adapter_key is None
+    assert not has_adapter(language_model.model)
+    had_checkpointing = language_model.model.is_gradient_checkpointing
     loss = loss_of(language_model, rows, config, seed=seed, start_adapter=start_adapter)
     adapted = loss.model
     try:
@@ -235,7 +237,7 @@ def fine_tune(
         )
         return save_adapter(loss, directory, base=language_model.name, start=start, rows=rows, progress=progress)
     finally:
-        if config.gradient_checkpointing:
+        if config.gradient_checkpointing and not had_checkpointing:
             language_model.model.gradient_checkpointing_disable()
             language_model.model.disable_input_require_grads()
         language_model.model = adapted.unload().eval()

@@ -24,7 +24,7 @@ from transformers.utils import cached_file
 from ka2l_ray.config import ModelConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.architecture import auto_class, decoder_linears, text_config, text_decoder
-from ka2l_ray.models.weights import check_headers, load_weights, refuse_gguf
+from ka2l_ray.models.weights import check_finite_files, check_headers, load_weights, refuse_gguf
 from ka2l_ray.store.storage import file_digest
 from ka2l_ray.world import bundled_path
 
@@ -68,6 +68,20 @@ def check_is_loaded_model(model: Any, tokenizer: Any) -> None:
         )
     if tokenizer is None:
         raise UserError(f"{kind}: a loaded model comes with its tokenizer; give it as the second argument, tokenizer=")
+
+
+def check_values(config: ModelConfig) -> None:
+    """Raise a UserError where weights hold NaN or infinity: as ``load_model``, for an engine whose own loader does not look."""
+    path, trust = bundled_path(config.path), config.trust_remote_code
+    found = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=trust)
+    check_finite_files(auto_class(found) or AutoModelForCausalLM, path, config.path, trust)
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether an adapter of PEFT's is on ``model``, whoever put it there."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 @cache

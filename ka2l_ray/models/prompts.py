@@ -19,7 +19,7 @@ from ka2l_ray.errors import UserError
 from ka2l_ray.models.chat_templates import ANSWER, QUESTION, REFUSALS, ChatTemplate, Message, Turn, in_one_line
 from ka2l_ray.models.model_files import load_tokenizer
 from ka2l_ray.models.sampling import Generation
-from ka2l_ray.models.thinking import CLOSING, OPENING, Thinking, answer_start, closing_mark
+from ka2l_ray.models.thinking import CLOSING, OPENING, Thinking, closing_mark, open_mark
 
 logger = logging.getLogger(__name__)
 
@@ -176,9 +176,7 @@ class Prompter:
     @cached_property
     def _open_mark(self) -> str | None:
         """The mark of the think block that the prompt ends in."""
-        if answer_start(self._opened) is not None:
-            return None
-        return list(OPENING.finditer(self._opened))[-1][0]
+        return open_mark(self._opened)
 
     @property
     def _first_says(self) -> str:

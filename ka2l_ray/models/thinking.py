@@ -23,6 +23,8 @@ CLOSING = re.compile(
     r"|<channel\|>|<\|channel\|>final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>"
 )
 
+_BEFORE = re.compile(r"(?:\s|<\|(?:start|im_start)\|>\s*\w+|<(?:s|bos)>)*")  # of an answer's first word
+
 _PAIRS = {
     "<|START_THINKING|>": "<|END_THINKING|>",
     "<|inner_prefix|>": "<|inner_suffix|>",
@@ -56,11 +58,23 @@ NO_THINKING = Thinking()
 
 
 def answer_start(said: str, opened: bool = False) -> int | None:
-    """Where the answer begins in what was said: behind the last think block; None while a block is open."""
+    """Where the answer begins in what was said: behind the last think block; None while a block is open.
+
+    The first block opens where an answer begins: a mark within an answer is a word like any other.
+    """
     start = max((mark.end() for mark in CLOSING.finditer(said)), default=0)
-    if OPENING.search(said, start) or (opened and not start):
-        return None
-    return start
+    if start:
+        return None if OPENING.search(said, start) else start
+    first = _BEFORE.match(said)
+    assert first is not None
+    return None if opened or OPENING.match(said, first.end()) else 0
+
+
+def open_mark(prompt: str) -> str | None:
+    """The mark of the think block that ``prompt`` ends in, if it does."""
+    closed = max((mark.end() for mark in CLOSING.finditer(prompt)), default=0)
+    found = list(OPENING.finditer(prompt, closed))
+    return found[-1][0] if found else None
 
 
 def closing_mark(opening: str) -> str:

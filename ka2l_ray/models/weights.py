@@ -49,10 +49,12 @@ def check_headers(
     Raises:
         UserError: no weights, a file that is not there or cut short, or a tensor that is missing or of another shape.
     """
-    if not Path(path).is_dir() or (bins and list(Path(path).glob("pytorch_model*.bin"))):
+    at = Path(path)
+    in_safetensors = (at / WEIGHTS).is_file() or (at / INDEX).is_file()  # which transformers prefers
+    if not at.is_dir() or (bins and not in_safetensors and list(at.glob("pytorch_model*.bin"))):
         return
-    files = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in _weight_files(Path(path), name))
-    fault = _fault(auto, path, files, tuple(unused), trust_remote_code)
+    report = _report(auto, path, _stamped(at, name), trust_remote_code)
+    fault = report if isinstance(report, str) else _structural_fault(report, unused)
     if fault is not None:
         raise UserError(f"{name}: {fault}; {AGAIN}")
 
@@ -88,16 +90,27 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], name: str) -> None:
         low, high = tensor.detach().aminmax()  # both NaN where one value is
         if not (torch.isfinite(low) and torch.isfinite(high)):
             dtype = str(tensor.dtype).removeprefix("torch.")
-            raise UserError(f"{name}: tensor {tensor_name} holds values that are not finite in {dtype}; its weights are damaged")
+            beyond = ", or too large for it (set dtype: float32)" if tensor.dtype == torch.float16 else ""
+            raise UserError(
+                f"{name}: tensor {tensor_name} holds values that are not finite in {dtype}; its weights are damaged{beyond}"
+            )
 
 
-def check_finite_files(path: str, name: str) -> None:
-    """As ``check_finite``, for another engine's loader, which does not look: the files of directory ``path``."""
+def check_finite_files(auto: Any, path: str, name: str, trust_remote_code: bool = False) -> None:
+    """As ``check_finite``, for another engine's loader, which does not look: what of directory ``path`` the model is made of."""
     if not Path(path).is_dir():
         return
-    for file in _weight_files(Path(path), name):
+    files = _stamped(Path(path), name)
+    report = _report(auto, path, files, trust_remote_code)
+    ignored = set() if isinstance(report, str) else set(report["unexpected_keys"])  # old buffers, such as masks of -inf
+    for file, _, _ in files:
         with safe_open(file, "pt") as weights:
-            check_finite(((key, weights.get_tensor(key)) for key in weights.keys()), name)  # noqa: SIM118
+            check_finite(((key, weights.get_tensor(key)) for key in weights.keys() if key not in ignored), name)  # noqa: SIM118
+
+
+def _stamped(directory: Path, name: str) -> tuple[tuple[str, int, int], ...]:
+    """(file, bytes, time of change) of each file that transformers reads."""
+    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in _weight_files(directory, name))
 
 
 def refuse_gguf(path: str, name: str) -> None:
@@ -131,8 +144,8 @@ def _weight_files(directory: Path, name: str) -> list[Path]:
 
 
 @cache
-def _fault(auto: Any, path: str, files: tuple[tuple[str, int, int], ...], unused: tuple[str, ...], trust: bool) -> str | None:
-    """What is wrong with ``files``, by their headers; looked for once, for the same files."""
+def _report(auto: Any, path: str, files: tuple[tuple[str, int, int], ...], trust: bool) -> str | dict[str, Any]:
+    """transformers' loading report of ``files``, by their headers, or why there is none; looked for once, for the same files."""
     headers: dict[str, Tensor] = {}
     for file, _, _ in files:
         try:
@@ -145,7 +158,7 @@ def _fault(auto: Any, path: str, files: tuple[tuple[str, int, int], ...], unused
             return f"{Path(file).name} is cut short or damaged ({_line(error)})"
     config = AutoConfig.from_pretrained(path, trust_remote_code=trust)
     if getattr(config, "quantization_config", None) is not None:
-        return None
+        return {"missing_keys": [], "mismatched_keys": [], "unexpected_keys": [], "error_msgs": []}  # its loader's own matter
     with torch.device("meta"):
         model_class = type(auto.from_config(config, trust_remote_code=trust))
     # transformers' own loader, with its renamings and fusions, on tensors that have a name and a shape and no values.
@@ -157,7 +170,7 @@ def _fault(auto: Any, path: str, files: tuple[tuple[str, int, int], ...], unused
         if not _is_conversion(error):
             raise
         return UNFIT
-    return _structural_fault(info, unused)
+    return dict(info)
 
 
 def _structural_fault(info: dict[str, Any], unused: Collection[str]) -> str | None:

@@ -16,9 +16,10 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ka2l_ray.actors import engines as engines_module
-from ka2l_ray.actors.engines import Engines, EnginesDieError
+from ka2l_ray.actors.engines import Engines, EnginesDieError, _Run
 from ka2l_ray.actors.language_model import LanguageModelActor, Model
 from ka2l_ray.actors.placement import reserved
+from ka2l_ray.actors.shards import Shard, ShardQueue
 from ka2l_ray.actors.vllm_engine import EngineCrashed
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
 from ka2l_ray.errors import UserError
@@ -26,6 +27,7 @@ from ka2l_ray.jobs.commands.inputs import Inputs
 from ka2l_ray.jobs.stages.hidden_states import hidden_states
 from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.store.artefacts import Artefact, StageDirectory
+from ka2l_ray.store.storage import Storage
 from ka2l_ray.world import bundled_path
 from tests.ray.commands import ka2l
 from tests.ray.conftest import write_lines
@@ -207,3 +209,14 @@ def test_a_damaged_adapter_and_one_for_another_model_are_refused(world_files: di
         assert len(lines) == 1
         assert f"{adapter}: this adapter does not load onto bundled:student" in lines[0]
         assert not (tmp_path / "out").exists()
+
+
+def test_what_an_engine_died_of_counts_until_its_shard_has_gone_through(tmp_path: Path) -> None:
+    """Two deaths in a long stage that have nothing to do with each other do not end it."""
+    run = _Run("sample", Storage(str(tmp_path)), pa.table({}), (), None, None, ShardQueue([], attempts=3), 100)
+    run.crashed(Shard(0, 8), "OutOfMemoryError: tried to allocate 20 MiB")
+    run.went_through(Shard(0, 8, attempts=1))
+    run.crashed(Shard(48, 56), "OutOfMemoryError: tried to allocate 64 MiB")
+    run.went_through(Shard(48, 52, attempts=1, origin=48))  # the half of it that was not at fault
+    with pytest.raises(EnginesDieError, match="one cause on different shards"):
+        run.crashed(Shard(80, 88), "OutOfMemoryError: tried to allocate 8 MiB")

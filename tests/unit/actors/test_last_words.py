@@ -27,6 +27,8 @@ def test_the_first_exception_is_the_one_that_others_waited_for() -> None:
     assert first_exception(LOG) == "RuntimeError: CPU Generator does not use offset"
     assert first_exception(LOG.splitlines()[0]) is None
     assert first_exception("Traceback (most recent call last):\n  File \"a.py\"\nKeyError: 'x'\n") == "KeyError: 'x'"
+    handled = "Traceback (most recent call last):\n  File \"b.py\"\nModuleNotFoundError: No module named 'flashinfer'\n"
+    assert first_exception(handled + LOG) == "RuntimeError: CPU Generator does not use offset"
 
 
 def test_processes_are_heard_as_long_as_they_live() -> None:

@@ -115,6 +115,30 @@ def test_a_loaded_model_comes_back_as_it_was(tiny_llama: Path, tokenizer: PreTra
     assert not hasattr(loaded, "peft_config")
 
 
+def test_a_model_that_has_an_adapter_is_refused_and_keeps_it(
+    tiny_llama: Path, tokenizer: PreTrainedTokenizerBase, pool: pd.DataFrame
+) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    loaded.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    scorer = Uncertainty(loaded, tokenizer, judge="exact", k=2, max_tokens=2)
+    with pytest.raises(UserError, match="the model has an adapter on it"):
+        Learner(scorer, pool, strategy="random", finetune=QUICK)
+    assert sum("lora_" in name for name, _ in loaded.named_parameters()) == 4
+
+
+def test_a_model_that_saves_memory_goes_on_doing_so(
+    tiny_llama: Path, tokenizer: PreTrainedTokenizerBase, pool: pd.DataFrame
+) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    loaded.gradient_checkpointing_enable()
+    scorer = Uncertainty(loaded, tokenizer, judge="exact", k=2, max_tokens=2)
+    learner = Learner(scorer, pool, strategy="random", finetune={**QUICK, "gradient_checkpointing": True})
+    learner.query(2)
+    learner.update(["yes", "no"])
+    learner.fit()
+    assert loaded.is_gradient_checkpointing
+
+
 def test_evaluation_holds_answers_against_the_accepted_ones(scorer: Uncertainty, pool: pd.DataFrame, world: World) -> None:
     test = pd.DataFrame(world.rows("test")[:10])
     table = Learner(scorer, pool).evaluate(test)

@@ -14,7 +14,7 @@ from ka2l_ray.errors import UserError
 from ka2l_ray.finetuning.lora import add_lora
 from ka2l_ray.finetuning.rows import TrainingRow, collate, encode_rows
 from ka2l_ray.finetuning.schedule import learning_rate, optimizer_steps
-from ka2l_ray.finetuning.training import fine_tune
+from ka2l_ray.finetuning.training import Progress, Share, TorchEngine, fine_tune, loss_of, train
 from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.seeds import derive_seed
@@ -103,6 +103,23 @@ def test_going_on_from_an_adapter_begins_at_its_loss(
         expected = language_model.model(input_ids=ids_BT, attention_mask=mask_BT, labels=labels_BT).loss.item()
     assert on["first_loss"] == pytest.approx(expected, abs=1e-5)
     assert on["first_loss"] < first["first_loss"]
+
+
+def test_what_workers_add_up_lies_on_their_device(language_model: LanguageModel, rows: list[TrainingRow]) -> None:
+    """NCCL adds up nothing else."""
+    devices = []
+
+    class Elsewhere(TorchEngine):
+        def total(self, value: Tensor) -> Tensor:
+            devices.append(value.device.type)
+            raise StopIteration
+
+    loss = loss_of(language_model, rows, CONFIG, seed=SEED, start_adapter=None)
+    engine = Elsewhere(loss, CONFIG)
+    engine.device = torch.device("meta")
+    with pytest.raises(StopIteration):
+        train(loss, engine, rows, CONFIG, seed=SEED, share=Share.of(CONFIG), pad_id=0, progress=Progress())
+    assert devices == ["meta"]
 
 
 def test_no_rows_are_refused(language_model: LanguageModel, tmp_path: Path) -> None:

@@ -65,6 +65,13 @@ def test_the_answer_is_what_comes_behind_the_last_think_block(
     assert (found.strip(), state) == (text, thought)
 
 
+def test_a_mark_within_an_answer_is_a_word() -> None:
+    for said in ("Use the <think> tag", "the element <my:thinking>", "<b><reasoning>"):
+        assert answer_start(said) == 0
+    assert answer_start("\n <think>hm") is None
+    assert answer_start("<|start|>assistant<|channel|>analysis<|message|>hm") is None
+
+
 def test_a_block_that_the_prompt_opens_is_open_until_it_is_closed() -> None:
     assert answer_start("Paris, I think", opened=True) is None
     assert answer_start("hm</think>Paris", opened=True) == len("hm</think>")

@@ -26,8 +26,7 @@ from ka2l_ray.config import ModelConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.adapters import adapter_rank, check_adapter, check_adapter_for_vllm
 from ka2l_ray.models.language_model import LanguageModel
-from ka2l_ray.models.model_files import check_is_model
-from ka2l_ray.models.weights import check_finite_files
+from ka2l_ray.models.model_files import check_is_model, check_values
 from ka2l_ray.semantics.encoder import SENTENCE_ENCODER, SentenceEncoder
 from ka2l_ray.semantics.judges import NLI_MODEL, NLIJudge
 from ka2l_ray.semantics.texts import load_encoder_config
@@ -83,11 +82,22 @@ def test_values_that_are_not_finite_are_refused_when_they_are_loaded(tiny_llama:
     with pytest.raises(UserError, match=f"{path}: tensor {Q} holds values that are not finite in float32"):
         LanguageModel(ModelConfig(path=path), device="cpu")
     with pytest.raises(UserError, match=f"tensor {Q} holds values that are not finite"):
-        check_finite_files(path, path)
+        check_values(ModelConfig(path=path))
     too_large = damaged(tiny_llama, tmp_path / "large", lambda tensors: tensors[Q].view(-1)[:1].fill_(1e6))
     LanguageModel(ModelConfig(path=too_large), device="cpu")
     with pytest.raises(UserError, match="not finite in float16"):
         LanguageModel(ModelConfig(path=too_large, dtype="float16"), device="cpu")
+
+
+def test_old_buffers_that_no_model_loads_may_be_infinite(tiny_llama: Path, tmp_path: Path) -> None:
+    """Such as the masks that earlier versions of transformers saved."""
+
+    def old(tensors: Tensors) -> None:
+        tensors["model.layers.0.self_attn.masked_bias"] = torch.tensor(-torch.inf)
+
+    path = damaged(tiny_llama, tmp_path / "model", old)
+    check_values(ModelConfig(path=path))
+    LanguageModel(ModelConfig(path=path), device="cpu")
 
 
 def test_files_that_are_cut_or_not_there_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
