@@ -61,9 +61,17 @@ def decoder_linears(causal_lm: Any) -> list[str]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Not a layer that a model computes in a way of its own (in groups, say): PEFT would compute it as any other."""
-    own = type(module).__module__.startswith("transformers.models.") and type(module).forward is not nn.Linear.forward
-    return isinstance(module, Conv1D) or (isinstance(module, nn.Linear) and not own)
+    """Not a layer that a model computes in groups, say, though it is called linear: PEFT would compute it as any other."""
+    if not isinstance(module, (nn.Linear, Conv1D)):
+        return False
+    if not type(module).__module__.startswith("transformers.models."):
+        return True
+    row_1D = module.weight.new_zeros(1, module.weight.shape[1])
+    try:
+        with torch.no_grad():
+            return bool(module(row_1D).shape == (1, module.weight.shape[0]))
+    except (RuntimeError, ValueError, IndexError):
+        return False
 
 
 def vocabulary_logits(causal_lm: Any, state_ND: Tensor) -> Tensor:

@@ -77,7 +77,9 @@ def find_ways(language_model: LanguageModel) -> Ways:
         check = _Check(language_model)
         ways = check.first_right("the state of each layer", check.states, [check.ways, replace(check.ways, shared_prefix=False)])
         check.first_right("the log-likelihood of given tokens", check.log_likelihood, [ways])
-        ways = check.first_right("sampling", check.sampling, [replace(ways, decoding=kind) for kind in DECODINGS])
+        candidates = [replace(ways, decoding=kind) for kind in DECODINGS]
+        candidates.insert(1, replace(ways, shared_prefix=False))
+        ways = check.first_right("sampling", check.sampling, candidates)
     if ways != Ways():
         logger.info("%s (%s): %s", language_model.name, check.architecture, ways)
     return ways
