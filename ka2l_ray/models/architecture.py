@@ -61,7 +61,7 @@ def decoder_linears(causal_lm: Any) -> list[str]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Not a layer that a model computes in groups, say, though it is called linear: PEFT would compute it as any other."""
+    """Not a layer that a model computes in groups, say, or a router: PEFT would compute it as any other."""
     if not isinstance(module, (nn.Linear, Conv1D)):
         return False
     if not type(module).__module__.startswith("transformers.models."):
@@ -69,7 +69,8 @@ def _is_linear(module: nn.Module) -> bool:
     row_1D = module.weight.new_zeros(1, module.weight.shape[1])
     try:
         with torch.no_grad():
-            return bool(module(row_1D).shape == (1, module.weight.shape[0]))
+            found = module(row_1D)
+            return isinstance(found, Tensor) and found.shape == (1, module.weight.shape[0])
     except (RuntimeError, ValueError, IndexError):
         return False
 
