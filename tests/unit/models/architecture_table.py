@@ -336,7 +336,7 @@ PAGE_HEAD = """# Models
 Which architectures of transformers the engine runs, and how. `python -m tests.unit.models.architecture_table` writes this page
 from a test: of {n} architectures, small and with random weights, {agreeing} agree with the plain forward pass (no padding, no
 cache, one text at a time) to 1e-5 in sampling, in the state of every layer, in log-likelihood, in scoring with early exit, in the
-gradient of a LoRA step and with an adapter loaded again; {refused} are refused.
+gradient of a LoRA step and with an adapter loaded again. Refused: {refused}.
 
 The same is looked at, on a few tokens, whenever a model is loaded (`ka2l_ray/models/self_check.py`), so an architecture that is
 not listed is found right, run in a simpler way, or refused by one line before anything is paid for. The ways, fastest first:
