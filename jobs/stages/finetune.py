@@ -77,9 +77,9 @@ def finetune(
             train_loop_config={
                 "rows": rows_file,
                 "out": work.url(),
-                "base": _from_any_directory(model.base).model_dump(mode="json"),
+                "base": {**model.base.model_dump(mode="json"), "path": _from_anywhere(model.base.path)},
                 "prompt": model.prompt.model_dump(mode="json"),
-                "start_adapter": model.adapter,
+                "start_adapter": _from_anywhere(model.adapter) if model.adapter else None,
                 "config": config.model_dump(mode="json"),
                 "seed": seed,
             },
@@ -106,9 +106,9 @@ def _lora_share(base: ModelConfig, config: FinetuneConfig) -> float:
         return round(coverage(add_lora(skeleton(base), config, seed=0)).share, 4)
 
 
-def _from_any_directory(base: ModelConfig) -> ModelConfig:
-    """``base``, found from elsewhere too: Ray Train's workers do not run in the directory that a relative path is meant from."""
-    return base.model_copy(update={"path": str(Path(base.path).absolute())}) if Path(base.path).is_dir() else base
+def _from_anywhere(path: str) -> str:
+    """A local path as it is found from any working directory; Ray Train gives its workers one of their own."""
+    return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 
 def _training_rows(annotations: list[Artefact]) -> pa.Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -122,9 +121,14 @@ def test_the_adapter_loads_with_peft_and_changes_the_model(one_worker: Artefact)
     assert one_worker.facts["adapter"]["tensors"] == 4 * 7 * 2  # layers x linear modules x (A, B)
 
 
-def test_going_on_from_an_adapter_starts_where_it_ended(annotations: Artefact, one_worker: Artefact, tmp_path: Path) -> None:
-    relative = ModelConfig(path=os.path.relpath(bundled_path(BASE.path)))  # from a directory that the workers are not in
-    model = Model(relative, PROMPT, one_worker.url, one_worker.key)
+def test_going_on_from_an_adapter_starts_where_it_ended(
+    annotations: Artefact, one_worker: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Model and adapter are named as a user names them, from here; the workers have a working directory of their own."""
+    monkeypatch.chdir(tmp_path)
+    Path("student").symlink_to(bundled_path(BASE.path))
+    Path("adapter").symlink_to(one_worker.url)
+    model = Model(ModelConfig(path="student"), PROMPT, "adapter", one_worker.key)
     config = FinetuneConfig(**{**SETTINGS, "epochs": 1})  # type: ignore[arg-type]
     on = finetune(StageDirectory(str(tmp_path / "on")), "", annotations=[annotations], model=model, config=config, seed=SEED)
     adapted = LanguageModel(BASE, adapter=one_worker.url)
