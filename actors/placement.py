@@ -67,7 +67,7 @@ def check_supply(config: EngineConfig, nodes: Sequence[Bundle], backend: str | N
         whole = ""
         if backend == "transformers" and config.tensor_parallel * config.pipeline_parallel > 1:
             whole = " on one node each, as pool scoring and the transformers engine want it"
-        raise UserError(f"{_demand(config)}{whole}; {_supply(nodes)}; {_remedy(config)}")
+        raise UserError(f"{_demand(config)}{whole}; {_supply(nodes)}; {_remedy(config, nodes)}")
 
 
 def replicas_a_node(config: EngineConfig) -> int:
@@ -168,7 +168,9 @@ def _size(node: Bundle) -> tuple[float, float]:
     return node.get("GPU", 0.0), node.get("CPU", 0.0)
 
 
-def _remedy(config: EngineConfig) -> str:
+def _remedy(config: EngineConfig, nodes: Sequence[Bundle]) -> str:
+    if config.gpus_each and not total(nodes)["GPU"]:
+        return "set engine.gpus=0 to compute on CPUs, or join a cluster that has GPUs"
     keys = ["engine.replicas" if config.replicas > 1 else "engine.cpus"]
     if config.gpus_each and config.tensor_parallel * config.pipeline_parallel > 1:
         keys.append("engine.tensor_parallel")

@@ -35,7 +35,7 @@ from ka2l_ray.jobs.stages.sample import sample
 from ka2l_ray.jobs.stages.score import score, score_by_semantic_entropy
 from ka2l_ray.jobs.stages.select import select
 from ka2l_ray.ledger import Ledger
-from ka2l_ray.models.model_files import check_is_model, skeleton
+from ka2l_ray.models.model_files import check_is_model, layers_of, skeleton
 from ka2l_ray.models.prompts import load_prompter
 from ka2l_ray.schema import SCHEMA_VERSION
 from ka2l_ray.store.artefacts import Artefact, RunStore, difference, flatten
@@ -78,6 +78,7 @@ def check_inputs(config: RunConfig) -> None:
     check_is_model(config.model)
     load_prompter(config.model, config.prompt)
     check_engine(config.model, config.engine, config.sampling.k)
+    layers_of(config.model, config.probe.layers)
     _check_adapters_to_come(config)
     strategy(config.selection.strategy)
     verdict_identity(config.entropy)

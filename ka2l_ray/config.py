@@ -59,6 +59,11 @@ class PromptConfig(Section):
             raise ValueError(f"'{ours[0]}' is what the template is rendered with, not an argument of its own; leave it out")
         return arguments
 
+    @field_validator("thinking", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, thinking: Any) -> Any:
+        return "off" if thinking is False else thinking  # as YAML reads an unquoted off
+
 
 class PoolConfig(Section):
     questions: str
@@ -83,7 +88,7 @@ class SamplingConfig(Section):
     """Of the one greedy-like answer, and of evaluation: from all tokens, whatever ``top_p`` and ``top_k``."""
     max_tokens: int = Field(64, ge=1)
     """Longest answer, tokens."""
-    stop: list[str] = ["\n"]
+    stop: list[Annotated[str, Field(min_length=1)]] = ["\n"]
     """An answer ends before any of these texts."""
     stop_when_decided: bool = False
     """Draw the k answers in waves, and no more where the label can no longer change: the label is exact, the semantic entropy a

@@ -66,8 +66,10 @@ def validate_section(section: type[S], values: Mapping[str, Any], where: str) ->
     """A section of the configuration from values given in Python.
 
     Raises:
-        UserError: an unknown key, or a value out of range; one line.
+        UserError: no mapping, an unknown key, or a value out of range; one line.
     """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: a mapping of keys is wanted, this is {values!r:.60}")
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:

@@ -62,8 +62,9 @@ def run(
             from ka2l_ray.jobs.commands.plan import plan, with_this_machines_gpus
 
             resolved = with_this_machines_gpus(resolved)
+            planned = plan(resolved)
             typer.echo(dump(resolved))
-            typer.echo(plan(resolved))
+            typer.echo(planned)
             return
         execute(resolved)
 

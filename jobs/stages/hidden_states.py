@@ -11,7 +11,7 @@ from ka2l_ray.actors.language_model import Model, engine_identity
 from ka2l_ray.config import EngineConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.stages.progress import progress
-from ka2l_ray.models.model_files import check_is_model
+from ka2l_ray.models.model_files import layers_of
 from ka2l_ray.schema import Position
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage
@@ -36,10 +36,7 @@ def hidden_states(
     Raises:
         UserError: no such layer, or no answers to read states from.
     """
-    depth = int(check_is_model(model.base).num_hidden_layers)
-    wanted = list(range(depth + 1)) if layers == "all" else layers
-    if max(wanted) > depth:
-        raise UserError(f"layer {max(wanted)} does not exist; this model has layers 0 (embeddings) to {depth}")
+    wanted = layers_of(model.base, layers)
     inputs = {
         "stage": "hidden_states",
         "questions": questions.key,

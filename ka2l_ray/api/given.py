@@ -85,7 +85,12 @@ def _columns(data: Any) -> tuple[dict[str, list[Any]], Any]:
             return {str(name): data[name].tolist() for name in data.columns}, data.index
         return {"question": data.tolist()}, data.index
     if isinstance(data, Mapping):
-        return {str(name): list(column) for name, column in data.items()}, None
+        columns = {str(name): list(column) for name, column in data.items()}
+        if len({len(column) for column in columns.values()}) > 1:
+            raise UserError(f"questions: columns of different lengths ({', '.join(f'{n} {len(c)}' for n, c in columns.items())})")
+        return columns, None
+    if not isinstance(data, Iterable):
+        raise UserError(f"questions: a {type(data).__name__} was given; give a list of texts, or rows with 'question'")
     rows = data.tolist() if isinstance(data, np.ndarray) else list(data)
     if rows and all(isinstance(row, Mapping) for row in rows):
         names = dict.fromkeys(str(name) for row in rows for name in row)

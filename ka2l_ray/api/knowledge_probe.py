@@ -175,6 +175,10 @@ class KnowledgeProbe:
                 )
             asked = read_questions(X)
             layers = self.model.layers if self.config.layers == "all" else self.config.layers
+            if max(layers) > self.model.layers[-1]:
+                raise UserError(
+                    f"layer {max(layers)} does not exist; this model has layers 0 (embeddings) to {self.model.layers[-1]}"
+                )
             states = self.model.states(asked.questions, layers if only is None else [only])
             return states, asked.questions, (asked.columns or {}).get("label")
         wanted = list(given) if self.config.layers == "all" else self.config.layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
@@ -38,7 +39,9 @@ class PromptedModel:
     def __init__(
         self, model: Any, tokenizer: Any = None, *, prompt: Mapping[str, Any] | None = None, device: str | None = None
     ) -> None:
-        if isinstance(model, str):
+        settings = validate_section(PromptConfig, prompt or {}, "prompt")  # before minutes of loading
+        if isinstance(model, str | os.PathLike):
+            model = os.fspath(model)
             if tokenizer is not None:
                 raise UserError(f"{model}: a model that is loaded from a path brings its own tokenizer; leave tokenizer out")
             self.language_model = LanguageModel(ModelConfig(path=model), device=device)
@@ -46,7 +49,7 @@ class PromptedModel:
             if device is not None:
                 raise UserError(f"device is {device}, but a loaded model stays where it is; leave device out, or move the model")
             self.language_model = LanguageModel.of(model, tokenizer)
-        self.prompter = Prompter(self.language_model.tokenizer, validate_section(PromptConfig, prompt or {}, "prompt"))
+        self.prompter = Prompter(self.language_model.tokenizer, settings)
         self.prompter.check()
         if self.prompter.end_of_turn is not None:
             self.language_model.end_ids.add(self.prompter.end_of_turn)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -60,14 +62,21 @@ class Uncertainty:
         top_p: float = 1.0,
         top_k: int | None = None,
         max_tokens: int = 64,
-        stop: Sequence[str] = ("\n",),
+        stop: str | Sequence[str] = ("\n",),
         prompt: Mapping[str, Any] | None = None,
         rule: Literal["ka2l", "two_means", "quantile", "fixed"] = "ka2l",
         fixed: float = 0.5,
         seed: int = 0,
         device: str | None = None,
     ) -> None:
-        drawn = {"k": k, "temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens, "stop": list(stop)}
+        drawn = {
+            "k": k,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "max_tokens": max_tokens,
+            "stop": [stop] if isinstance(stop, str) else list(stop),
+        }
         self.sampling = validate_section(SamplingConfig, drawn, "Uncertainty")
         self.entropy = validate_section(EntropyConfig, {"rule": rule, "threshold": fixed}, "Uncertainty")
         self.seed = int(seed)
@@ -111,20 +120,17 @@ class Uncertainty:
             questions: (n,) as in ``score``; an NLI judge reads each answer behind its question. Left out: the answers alone.
             log_likelihoods: (n,) lists of nats, the mean over each answer's tokens; adds the scores that need them.
         """
-        rows: list[Any] = [each if isinstance(each, str) else list(each) for each in answers]
-        if rows and all(isinstance(each, str) for each in rows):
-            rows = [rows]
-        for i, row in enumerate(rows):
-            if isinstance(row, str) or not row or not all(isinstance(text, str) for text in row):
-                raise UserError(f"answers of question {i}: {row!r:.80}; give a list of texts, one at least, for each question")
+        rows = _answer_rows(answers)
         nameless = Given(
             [str(i) for i in range(len(rows))], [""] * len(rows), None, answers.index if hasattr(answers, "iloc") else None
         )
         given = nameless if questions is None else read_questions([questions] if isinstance(questions, str) else questions)
-        likelihoods = None if log_likelihoods is None else [list(row) for row in log_likelihoods]
-        for what, other in (("questions", given), ("lists of log-likelihoods", likelihoods)):
+        for what, other in (("questions", given), ("lists of log-likelihoods", log_likelihoods)):
             if other is not None and len(other) != len(rows):
                 raise UserError(f"{len(rows)} lists of answers for {len(other)} {what}; give as many")
+        likelihoods = None
+        if log_likelihoods is not None:
+            likelihoods = [_finite(each, len(row), i) for i, (each, row) in enumerate(zip(log_likelihoods, rows, strict=True))]
         return self._table(given, rows, likelihoods)
 
     def _table(
@@ -178,6 +184,30 @@ class Uncertainty:
             "judge_calls": sum(each.counts.judge_calls for each in found),
         }
         return Table(pa.table(columns), facts, given.index)
+
+
+def _answer_rows(answers: Any) -> list[list[str]]:
+    """A list of texts for each question; one list of texts is one question's."""
+    table = getattr(answers, "ndim", 1) > 1 and hasattr(answers, "iloc")
+    if table or isinstance(answers, str | Mapping) or not isinstance(answers, Iterable):
+        raise UserError(f"answers: a {type(answers).__name__} was given; give a list of texts for each question")
+    rows: list[Any] = [list(each) if isinstance(each, Iterable) and not isinstance(each, str) else each for each in answers]
+    if not rows:
+        raise UserError("there are no answers; give a list of texts for each question")
+    if all(isinstance(each, str) for each in rows):
+        rows = [rows]
+    for i, row in enumerate(rows):
+        if not isinstance(row, list) or not row or not all(isinstance(text, str) for text in row):
+            raise UserError(f"answers of question {i}: {row!r:.80}; give a list of texts, one at least, for each question")
+    return rows
+
+
+def _finite(likelihoods: Any, n: int, i: int) -> list[float]:
+    """The mean log-likelihoods of ``n`` answers to question ``i``."""
+    found = list(likelihoods) if isinstance(likelihoods, Iterable) else []
+    if len(found) != n or not all(isinstance(x, Real) and math.isfinite(x) for x in found):
+        raise UserError(f"log-likelihoods of question {i}: {likelihoods!r:.80}; give a finite number for each of its answers")
+    return [float(x) for x in found]
 
 
 def _judge(judge: str | Judge, device: str | None) -> Judge:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ka2l_ray.config import ModelConfig
+from ka2l_ray.errors import UserError
 from ka2l_ray.models.adapters import load_adapter
 from ka2l_ray.models.architecture import text_config, text_decoder, vocabulary_logits
 from ka2l_ray.models.batching import batches_by_length, enough_tokens, pad
@@ -40,9 +41,19 @@ SPREAD = "spread"  # the device of a model over several GPUs
 
 
 def place(device: str | None, gpus: int) -> tuple[torch.device, bool]:
-    """(where a model goes, whether its blocks are put on all GPUs in turn) of a process that sees so many ``gpus``."""
-    if device not in (None, SPREAD):
-        return torch.device(device), False
+    """(where a model goes, whether its blocks are put on all GPUs in turn) of a process that sees so many ``gpus``.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if device is not None and device != SPREAD:
+        try:
+            at = torch.device(device)
+        except RuntimeError:
+            raise UserError(f"device {device}: torch knows none of this name; give cpu, cuda or cuda:0") from None
+        if at.type == "cuda" and (at.index or 0) >= gpus:
+            raise UserError(f"device {device}: this process sees {gpus} GPUs; give another, or cpu")
+        return at, False
     return torch.device("cuda" if gpus else "cpu"), device == SPREAD and gpus > 1
 
 

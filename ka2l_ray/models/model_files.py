@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import HFValidationError
@@ -66,8 +67,21 @@ def check_is_loaded_model(model: Any, tokenizer: Any) -> None:
         raise UserError(
             f"{type(base).__name__} is no causal language model; load it with transformers' AutoModelForCausalLM.from_pretrained"
         )
-    if tokenizer is None:
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UserError(f"{kind}: a loaded model comes with its tokenizer; give it as the second argument, tokenizer=")
+
+
+def layers_of(config: ModelConfig, layers: Literal["all"] | Sequence[int]) -> list[int]:
+    """``layers``, or all of the model's: 0 are the embeddings.
+
+    Raises:
+        UserError: there is no such layer.
+    """
+    depth = int(check_is_model(config).num_hidden_layers)
+    wanted = list(range(depth + 1)) if layers == "all" else list(layers)
+    if max(wanted) > depth:
+        raise UserError(f"layer {max(wanted)} does not exist; this model has layers 0 (embeddings) to {depth}")
+    return wanted
 
 
 def check_values(config: ModelConfig) -> None:

@@ -90,6 +90,7 @@ def test_a_key_like_no_other_is_just_unknown() -> None:
         ("probe.epochs=many", "probe.epochs: Input should be a valid integer"),
         ("probe.layers=[]", "probe.layers: give 'all', or different layer numbers"),
         ("probe.layers=[1, 1]", "probe.layers: give 'all', or different layer numbers"),
+        ("sampling.stop=['']", "sampling.stop.0: String should have at least 1 character"),
         ("stopping.max_rounds=0", "stopping.max_rounds: Input should be greater than or equal to 1 (given: 0)"),
     ],
 )
@@ -267,6 +268,11 @@ def test_an_override_without_a_value_is_the_empty_text_where_a_text_is_wanted(tm
     assert load_config(path, ["sampling.memo="]).sampling.memo is None, "what may be left out is left out"
     with pytest.raises(UserError, match=r"probe.epochs: .*\(given: None\)"):
         load_config(path, ["probe.epochs="])
+
+
+def test_off_is_a_word_however_yaml_reads_it() -> None:
+    given = {"model.path": "m", "pool.questions": "q"}
+    assert load_config(None, ["prompt.thinking=off"], given).prompt.thinking == "off"
 
 
 def test_gpus_are_a_number_or_auto() -> None:

@@ -14,12 +14,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from ka2l_ray import Uncertainty
+from ka2l_ray import KnowledgeProbe, Uncertainty
 from ka2l_ray.config import PromptConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.semantics.judges import ExactJudge, NLIJudge
+from ka2l_ray.world import bundled_path
 
 SHORTEST = """
 from ka2l_ray import KnowledgeProbe, Learner, Uncertainty
@@ -166,9 +167,29 @@ def test_wrong_use_is_one_line(tiny_llama: Path, tokenizer: PreTrainedTokenizerB
         (lambda: scorer.score(["Who? " * 400]), "the model takes"),
         (lambda: scorer.of([["a"], []]), "answers of question 1"),
         (lambda: scorer.of([["a"], "b"]), "answers of question 1"),
+        (lambda: scorer.of([["a"], None]), "answers of question 1"),
+        (lambda: scorer.of([]), "there are no answers"),
+        (lambda: scorer.of(None), "answers: a NoneType was given"),
+        (lambda: scorer.of({"q": ["a", "b"]}), "answers: a dict was given"),
+        (lambda: scorer.of(pd.DataFrame({"g": [["a"]]})), "answers: a DataFrame was given"),
+        (lambda: scorer.of([["a", "b"]], log_likelihoods=[[-1.0]]), "log-likelihoods of question 0"),
+        (lambda: scorer.of([["a", "b"]], log_likelihoods=[[-1.0, float("nan")]]), "log-likelihoods of question 0"),
+        (lambda: scorer.of([["a", "b"]], log_likelihoods=[-1.0]), "log-likelihoods of question 0"),
+        (lambda: scorer.score(None), "questions: a NoneType was given"),
+        (lambda: scorer.score({"question": ["a?", "b?"], "id": [1]}), "columns of different lengths"),
+        (lambda: Uncertainty(loaded, "bundled:student", judge="exact"), "a loaded model comes with its tokenizer"),
+        (lambda: Uncertainty("bundled:student", judge="exact", prompt="x"), "prompt: a mapping of keys is wanted"),
+        (lambda: Uncertainty("bundled:student", judge="exact", device="tpu9"), "device tpu9: torch knows none"),
+        (lambda: Uncertainty("bundled:studnt", judge="exact"), "bundled:studnt: no model there; bundled are"),
+        (lambda: KnowledgeProbe(scorer.model, layers=[99]).fit(["Who?"] * 4, [0, 1, 0, 1]), "layer 99 does not exist"),
         (lambda: scorer.of([["a"], ["b"]], ["Who?"]), "2 lists of answers for 1 questions"),
     ]
     for use, message in refused:
         with pytest.raises(UserError, match=message) as error:
             use()
         assert "\n" not in str(error.value)
+
+
+def test_a_stop_text_is_one_text_and_a_path_may_be_a_path() -> None:
+    scorer = Uncertainty(Path(bundled_path("bundled:student")), judge="exact", stop="END")
+    assert scorer.sampling.stop == ["END"]

@@ -73,6 +73,12 @@ def test_a_given_device_is_the_device_however_many_gpus_there_are(device: str | 
     assert place(device, gpus) == (torch.device(at), spread)
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "tpu9"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(UserError, match=f"device {device}: "):
+        place(device, 1 if device == "cuda:1" else 0)
+
+
 def test_a_loaded_model_answers_as_the_same_model_from_its_directory(tiny_llama: Path, prompts: list[list[int]]) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
