@@ -171,9 +171,13 @@ def test_after_two_stages_nothing_is_held(asked: Artefact, refusing_student: Mod
     assert all(states[group] == "REMOVED" for group in groups)
     for actor in actors:
         with pytest.raises(RayActorError):
-            for _ in range(600):  # the kill may be on its way still
-                ray.get(actor.close.remote())
-                time.sleep(0.1)
+            _call_until_it_is_gone(actor)
+
+
+def _call_until_it_is_gone(actor: Any) -> None:
+    for _ in range(600):  # its end is on the way
+        ray.get(actor.close.remote())
+        time.sleep(0.1)
 
 
 def test_a_busy_cluster_is_waited_for_and_then_named() -> None:
