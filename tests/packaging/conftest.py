@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,18 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
+def tracked() -> list[str]:
+    listed = subprocess.run(["git", "ls-files"], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    return listed.stdout.split()
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    run([sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(CHECKOUT)], folder)
+    """Built from a copy of what git tracks: a build leaves files beside its sources, and two may run at a time."""
+    folder, sources = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("sources")
+    for file in tracked():
+        (sources / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(CHECKOUT / file, sources / file, follow_symlinks=False)
+    run([sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(sources)], folder)
     (built,) = folder.glob("*.whl")
     return built

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from tests.packaging.conftest import CHECKOUT, run
+from tests.packaging.conftest import CHECKOUT, run, tracked
 
 pytestmark = [pytest.mark.check, pytest.mark.timeout(1500)]
 
@@ -37,11 +36,9 @@ def bare(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.split()
     links = {"ka2l_ray/actors", "ka2l_ray/jobs"}
-    ours = {
-        f if f.startswith("ka2l_ray/") else f"ka2l_ray/{f}" for f in listed if f.split("/")[0] in ("ka2l_ray", "actors", "jobs")
-    }
+    folders = ("ka2l_ray", "actors", "jobs")
+    ours = {f"ka2l_ray/{file.removeprefix('ka2l_ray/')}" for file in tracked() if file.split("/")[0] in folders}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == ours - links
 
