@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ka2l_ray.world import bundled_path
 from tests.packaging.conftest import CHECKOUT, run
 from tests.pages.page import MARKER
 from tests.pages.test_python_page import PAGE, install_commands
@@ -33,7 +34,7 @@ def test_the_page_runs_where_ray_deepspeed_and_vllm_are_absent(wheel: Path, tmp_
     listed = run([python, "-m", "pip", "list", "--format=freeze"], tmp_path).lower()
     assert "ka2l_ray==" in listed.replace("-", "_")
     assert not {"ray", "deepspeed", "vllm", "datasets"} & {line.split("==")[0] for line in listed.splitlines()}
-    said = run([python, str(CHECKOUT / "tests/pages/page.py"), str(PAGE), "bundled:student"], tmp_path)
+    said = run([python, str(CHECKOUT / "tests/pages/page.py"), str(PAGE), bundled_path("bundled:student")], tmp_path)
     assert said.rstrip().endswith(f"{MARKER} loaded: neither ray nor vllm nor deepspeed")
     where = run([python, "-c", "import ka2l_ray; print(ka2l_ray.__file__)"], tmp_path)
     assert Path(where.strip()).is_relative_to(tmp_path)
