@@ -97,7 +97,7 @@ def test_old_buffers_that_no_model_loads_may_be_infinite(tiny_llama: Path, tmp_p
 
     path = damaged(tiny_llama, tmp_path / "model", old)
     check_values(ModelConfig(path=path))
-    LanguageModel(ModelConfig(path=path), device="cpu")
+    assert LanguageModel(ModelConfig(path=path), device="cpu").n_layers == 2
 
 
 def test_files_that_are_cut_or_not_there_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
