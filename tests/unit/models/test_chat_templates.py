@@ -180,7 +180,8 @@ def test_the_odd_answer_that_thinks_does_not_end_a_run(thoughts: int, refused: b
 @pytest.mark.parametrize("model", [*THOUGHTFUL, "smollm3-3b", "llama-2-7b-chat"])
 def test_a_judge_answers_at_once(model: str) -> None:
     prompter = without_thinking(published_tokenizer(model), PromptConfig(instruction=""))
-    prompter.check()
+    prompter.check()  # which refuses a prompt that thoughts would follow
+    assert not prompter.thinking.opened
 
 
 def test_a_judges_thoughts_are_no_verdict() -> None:
