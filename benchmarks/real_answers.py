@@ -24,7 +24,8 @@ from semantic_entropy import SHARED, OracleJudge
 from ka2l_ray.report.figures import COLOURS, MARKERS, STYLE
 from ka2l_ray.semantics.clustering import Clustering, Judge, cluster_answers
 from ka2l_ray.semantics.entropy import KA2L_THRESHOLD, bias_corrected_entropy, semantic_entropy, threshold
-from ka2l_ray.semantics.judges import ExactJudge, NLIJudge
+from ka2l_ray.semantics.judges.exact import ExactJudge
+from ka2l_ray.semantics.judges.nli import NLIJudge
 from ka2l_ray.semantics.pairs import judge_pairs
 from ka2l_ray.uncertainty.ranking import auroc
 from ka2l_ray.uncertainty.scores import Quality, answer_scores, quality

@@ -33,7 +33,7 @@ from transformers import (
 from ka2l_ray.questions import normalize_answer
 from ka2l_ray.semantics.clustering import Counts, Pair, Verdict, cluster_answers, joined
 from ka2l_ray.semantics.entropy import labels, semantic_entropy
-from ka2l_ray.semantics.judges import NLIJudge
+from ka2l_ray.semantics.judges.nli import NLIJudge
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 FILES = ("gen_triviaqa_10x", "gen_sciq_10x", "gen_math_10x")

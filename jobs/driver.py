@@ -25,7 +25,7 @@ from ka2l_ray.config_files import dump
 from ka2l_ray.errors import RunMismatchError, UserError
 from ka2l_ray.finetuning.targets import fused_experts
 from ka2l_ray.jobs.stages.annotate import annotate, known_rows, replay
-from ka2l_ray.jobs.stages.entropy import entropy, verdict_identity
+from ka2l_ray.jobs.stages.entropy import entropy
 from ka2l_ray.jobs.stages.evaluate import evaluate
 from ka2l_ray.jobs.stages.finetune import finetune
 from ka2l_ray.jobs.stages.hidden_states import hidden_states
@@ -38,6 +38,7 @@ from ka2l_ray.ledger import Ledger
 from ka2l_ray.models.model_files import check_is_model, layers_of, skeleton
 from ka2l_ray.models.prompts import load_prompter
 from ka2l_ray.schema import SCHEMA_VERSION
+from ka2l_ray.semantics.judges import verdict_identity
 from ka2l_ray.store.artefacts import Artefact, RunStore, difference, flatten
 
 logger = logging.getLogger(__name__)

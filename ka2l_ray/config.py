@@ -169,15 +169,28 @@ class EngineConfig(Section):
         return self
 
 
-class EntropyConfig(Section):
-    judge: Literal["nli", "exact", "llm", "embedding"] = "nli"
-    """Who says that two answers mean the same: an NLI model, normalised string match, a language model, or a sentence encoder."""
+JudgeName = Literal["exact", "contains", "nli", "llm", "embedding", "cross_encoder"]
+"""Each is a module of ``ka2l_ray.semantics.judges``."""
+
+
+class JudgeSettings(Section):
+    """Who says that two answers mean the same, or that an answer means what an accepted one says."""
+
+    judge: JudgeName
+    """``exact``: equal after normalisation; ``contains``: one holds the other, word for word (of correctness: the answer holds an
+    accepted one); ``nli``: an NLI model; ``llm``: a language model; ``embedding``: a sentence encoder; ``cross_encoder``: a
+    classifier of pairs that was fine-tuned for it."""
     nli_model: str = "microsoft/deberta-large-mnli"
     """Of ``nli``: a sequence-classification model; ``bundled:judge`` is the small one that ships with ka2l_ray."""
     encoder: str = "sentence-transformers/all-mpnet-base-v2"
     """Of ``embedding``: any sentence encoder."""
     similarity: float = Field(0.95, gt=-1, le=1)
     """Of ``embedding``: least cosine of answers that mean the same, each behind its question."""
+    cross_encoder: str | None = None
+    """Of ``cross_encoder``: a sequence-classification model with one label, or two, over pairs of answers."""
+    cross_encoder_threshold: float | None = Field(None, gt=0, lt=1)
+    """Of ``cross_encoder``: least probability of answers that mean the same; left out: the one in the model's config
+    (``same_answer_threshold``), else 0.5."""
     llm_model: str | None = None
     """Of ``llm``: directory or hub name of a chat model; with ``endpoint``, its name there."""
     endpoint: str | None = None
@@ -188,6 +201,34 @@ class EntropyConfig(Section):
         "Do answers A and B mean the same, as answers to this question? Say yes or no."
     )
     """Of ``llm``: must hold {question}, {a} and {b}; the model says yes or no."""
+    replicas: int = Field(1, ge=1)
+    """Judge actors."""
+    batch_tokens: int = Field(4096, ge=1)
+    """Tokens of one forward pass of the judge, padding included."""
+    cache: str | None = None
+    """Directory of verdicts to keep and to take up again: no pair of texts is put to the same judge twice."""
+
+    @model_validator(mode="after")
+    def _judge_is_whole(self) -> Self:
+        if self.judge == "cross_encoder" and self.cross_encoder is None:
+            raise ValueError("judge cross_encoder needs cross_encoder, the model that judges")
+        if self.judge == "llm":
+            if self.llm_model is None:
+                raise ValueError("judge llm needs llm_model, the language model that judges (with endpoint: its name there)")
+            try:
+                self.llm_prompt.format(question="", a="", b="")
+            except (KeyError, IndexError, ValueError):
+                raise ValueError("llm_prompt may hold {question}, {a} and {b} in braces, and nothing else") from None
+            if not all(name in self.llm_prompt for name in ("{question}", "{a}", "{b}")):
+                raise ValueError("llm_prompt must hold {question}, {a} and {b}")
+        return self
+
+
+class EntropyConfig(JudgeSettings):
+    judge: JudgeName = "nli"
+    """Who says that two answers mean the same. ``exact``: equal after normalisation; ``contains``: one holds the other, word for
+    word; ``nli``: an NLI model; ``llm``: a language model; ``embedding``: a sentence encoder; ``cross_encoder``: a classifier of
+    pairs that was fine-tuned for it."""
     equivalence: Literal["strict", "lenient"] = "strict"
     """``strict``: entailment both ways; ``lenient``: no contradiction and not both neutral."""
     policy: Literal["founder_last", "founder_first"] = "founder_last"
@@ -203,24 +244,9 @@ class EntropyConfig(Section):
     label_only: bool = False
     """Ask no verdict that the label known/unknown does not need: the label is exact, the semantic entropy a bound. Needs rule
     ka2l or fixed, whose threshold is known beforehand."""
-    replicas: int = Field(1, ge=1)
-    """Judge actors."""
-    batch_tokens: int = Field(4096, ge=1)
-    """Tokens of one forward pass of the judge, padding included."""
-    cache: str | None = None
-    """Directory of verdicts to keep and to take up again: no pair of texts is put to the same judge twice."""
 
     @model_validator(mode="after")
-    def _judge_is_whole(self) -> Self:
-        if self.judge == "llm":
-            if self.llm_model is None:
-                raise ValueError("judge llm needs llm_model, the language model that judges (with endpoint: its name there)")
-            try:
-                self.llm_prompt.format(question="", a="", b="")
-            except (KeyError, IndexError, ValueError):
-                raise ValueError("llm_prompt may hold {question}, {a} and {b} in braces, and nothing else") from None
-            if not all(name in self.llm_prompt for name in ("{question}", "{a}", "{b}")):
-                raise ValueError("llm_prompt must hold {question}, {a} and {b}")
+    def _label_only_knows_its_threshold(self) -> Self:
         if self.label_only and self.rule not in ("ka2l", "fixed"):
             raise ValueError(f"label_only needs a threshold that is known beforehand, rule is {self.rule}; set ka2l or fixed")
         return self
@@ -318,7 +344,11 @@ class FinetuneConfig(Section):
         return self
 
 
-class EvaluationConfig(Section):
+class EvaluationConfig(JudgeSettings):
+    judge: JudgeName = "exact"
+    """Who says that an answer is right: that it means what one of the accepted answers says, given the question. Figures under it
+    stand beside exact match. ``exact``: equal after normalisation; ``contains``: it holds an accepted answer, word for word;
+    ``nli``: it entails one; ``llm``, ``embedding``, ``cross_encoder``: it means the same as one."""
     bootstrap: int = Field(1000, ge=1)
     """Resamples behind each interval."""
     confidence: float = Field(0.95, gt=0, lt=1)
@@ -405,6 +435,9 @@ NOT_CONTENT = (
     "entropy.replicas",
     "entropy.batch_tokens",
     "entropy.cache",
+    "evaluation.replicas",
+    "evaluation.batch_tokens",
+    "evaluation.cache",
     "probe.workers",
     "finetune.checkpoint_every",
 )

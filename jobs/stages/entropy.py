@@ -15,17 +15,13 @@ import pyarrow.compute as pc
 
 from ka2l_ray import schema
 from ka2l_ray.actors.judge import ClusterBatch
-from ka2l_ray.config import EntropyConfig, ModelConfig
+from ka2l_ray.config import EntropyConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.stages.progress import Update, progress
 from ka2l_ray.jobs.stages.streaming import map_rows
-from ka2l_ray.models.model_files import check_is_model, model_identity
-from ka2l_ray.models.prompts import load_quiet_prompter
 from ka2l_ray.semantics.cache import claim, merge
-from ka2l_ray.semantics.encoder import SENTENCE_ENCODER
 from ka2l_ray.semantics.entropy import labels, threshold
-from ka2l_ray.semantics.judges import NLI_MODEL, label_verdicts
-from ka2l_ray.semantics.texts import load_encoder_config
+from ka2l_ray.semantics.judges import judge_gpus, verdict_identity
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage
 
@@ -115,32 +111,6 @@ def judge_identity(config: EntropyConfig) -> dict[str, Any]:
 def cluster_identity(config: EntropyConfig) -> dict[str, Any]:
     """What of the configuration decides clusters."""
     return {**verdict_identity(config), "equivalence": config.equivalence, "policy": config.policy}
-
-
-def verdict_identity(config: EntropyConfig) -> dict[str, Any]:
-    """What of the configuration decides a verdict on two texts."""
-    judge: dict[str, Any] = {"judge": config.judge}
-    if config.judge == "nli":
-        label_verdicts(load_encoder_config(config.nli_model, NLI_MODEL), config.nli_model)
-        return judge | {"nli_model": model_identity(ModelConfig(path=config.nli_model))}
-    if config.judge == "embedding":
-        load_encoder_config(config.encoder, SENTENCE_ENCODER)
-        return judge | {"encoder": model_identity(ModelConfig(path=config.encoder)), "similarity": config.similarity}
-    if config.judge == "llm":
-        assert config.llm_model is not None
-        served: Any = config.llm_model
-        if config.endpoint is None:
-            model = ModelConfig(path=config.llm_model)
-            check_is_model(model)
-            prompter = load_quiet_prompter(model)
-            served = {**model_identity(model), "rendering": prompter.encode(prompter.prompt(config.llm_prompt))}
-        return judge | {"llm_model": served, "llm_prompt": config.llm_prompt}
-    return judge
-
-
-def judge_gpus(config: EntropyConfig, gpus: float) -> float:
-    """GPUs of one judge actor, where a model of its own would have ``gpus``."""
-    return 0.0 if config.judge == "exact" or (config.judge == "llm" and config.endpoint is not None) else gpus
 
 
 def known_threshold(config: EntropyConfig) -> float:

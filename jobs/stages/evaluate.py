@@ -47,7 +47,7 @@ def evaluate(
         "test": test.key,
         "model": model.identity(),
         "sampling": answering,
-        "evaluation": config.model_dump(mode="json"),
+        "evaluation": config.model_dump(mode="json", include={"bootstrap", "confidence"}),
         "engine": engine_identity(engine, engine.name),
         "seed": list(seed),
         "before": before.key if before else None,

@@ -13,8 +13,9 @@ from ka2l_ray import schema
 from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import EntropyConfig, SamplingConfig
-from ka2l_ray.jobs.stages.entropy import cluster_samples, judge_gpus, known_threshold
+from ka2l_ray.jobs.stages.entropy import cluster_samples, known_threshold
 from ka2l_ray.semantics.entropy import entropy_bounds, waves
+from ka2l_ray.semantics.judges import judge_gpus
 from ka2l_ray.store.storage import Storage
 
 PER_ANSWER = ("generations", "token_ids", "token_logprobs", "finish_reasons")

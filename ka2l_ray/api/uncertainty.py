@@ -20,7 +20,8 @@ from ka2l_ray.evaluation import exact_match
 from ka2l_ray.models.sampling import Generation
 from ka2l_ray.semantics.clustering import Clustering, Judge, cluster_answers, majority_answer
 from ka2l_ray.semantics.entropy import labels, threshold
-from ka2l_ray.semantics.judges import NLIJudge, make_judge
+from ka2l_ray.semantics.judges import make_judge
+from ka2l_ray.semantics.judges.nli import NLIJudge
 from ka2l_ray.uncertainty.scores import answer_scores, column_of
 
 NAMED_JUDGES = ("exact", "nli", "embedding")

@@ -44,6 +44,9 @@ class Verdict(NamedTuple):
     """No model was asked."""
 
 
+SAME, DIFFERENT = Verdict(ENTAILMENT), Verdict(CONTRADICTION)
+
+
 class Judge(Protocol):
     """Says whether one answer entails another, given their question."""
 

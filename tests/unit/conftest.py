@@ -27,7 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from ka2l_ray.config import ModelConfig
 from ka2l_ray.models.language_model import LanguageModel
-from ka2l_ray.semantics.judges import NLIJudge
+from ka2l_ray.semantics.judges.nli import NLIJudge
 from ka2l_ray.world import bundled_path
 from ka2l_ray.world.facts import World
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ka2l_ray.semantics.clustering import Counts, cluster_answers
-from ka2l_ray.semantics.judges import NLIJudge
+from ka2l_ray.semantics.judges.nli import NLIJudge
 from ka2l_ray.uncertainty.ranking import auroc
 from ka2l_ray.uncertainty.scores import column_of
 from ka2l_ray.world import bundled_path

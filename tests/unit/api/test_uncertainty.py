@@ -19,7 +19,8 @@ from ka2l_ray.config import PromptConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.models.prompts import Prompter
-from ka2l_ray.semantics.judges import ExactJudge, NLIJudge
+from ka2l_ray.semantics.judges.exact import ExactJudge
+from ka2l_ray.semantics.judges.nli import NLIJudge
 from ka2l_ray.world import bundled_path
 
 SHORTEST = """

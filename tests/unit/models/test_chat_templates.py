@@ -20,7 +20,7 @@ from ka2l_ray.models import chat_templates, prompts
 from ka2l_ray.models.prompt_view import view_prompt
 from ka2l_ray.models.prompts import Prompter, fixed_case, load_prompter, without_thinking
 from ka2l_ray.models.sampling import Generation
-from ka2l_ray.semantics.judges import read_yes_or_no
+from ka2l_ray.semantics.judges.llm import read_yes_or_no
 from ka2l_ray.uncertainty.p_true import encode
 from tests.unit.models.published import PUBLISHED, published_tokenizer
 

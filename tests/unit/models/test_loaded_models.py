@@ -22,7 +22,7 @@ from ka2l_ray.errors import UserError
 from ka2l_ray.models.language_model import LanguageModel, place
 from ka2l_ray.models.lent import as_it_was
 from ka2l_ray.models.sampling import Generation
-from ka2l_ray.semantics.judges import NLIJudge
+from ka2l_ray.semantics.judges.nli import NLIJudge
 from ka2l_ray.world.facts import World
 
 

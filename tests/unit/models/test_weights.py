@@ -28,7 +28,7 @@ from ka2l_ray.models.adapters import adapter_rank, check_adapter, check_adapter_
 from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.models.model_files import check_is_model, check_values
 from ka2l_ray.semantics.encoder import SENTENCE_ENCODER, SentenceEncoder
-from ka2l_ray.semantics.judges import NLI_MODEL, NLIJudge
+from ka2l_ray.semantics.judges.nli import NLI_MODEL, NLIJudge
 from ka2l_ray.semantics.texts import load_encoder_config
 from tests.unit.models.architectures import EXPERTS, tiny
 

@@ -24,7 +24,7 @@ from ka2l_ray.semantics.clustering import (
     transitivity,
 )
 from ka2l_ray.semantics.entropy import semantic_entropy
-from ka2l_ray.semantics.judges import ExactJudge
+from ka2l_ray.semantics.judges.exact import ExactJudge
 
 TEXTS = "ABCDEFG"
 POLICIES: list[Policy] = ["founder_last", "founder_first"]

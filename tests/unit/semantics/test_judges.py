@@ -27,7 +27,10 @@ from ka2l_ray.semantics.cache import CachedJudge, claim, merge
 from ka2l_ray.semantics.clustering import Verdict, cluster_answers
 from ka2l_ray.semantics.deberta import precompute_positions
 from ka2l_ray.semantics.encoder import SentenceEncoder
-from ka2l_ray.semantics.judges import NLI_MODEL, ExactJudge, LLMJudge, NLIJudge, endpoint, label_verdicts, make_judge
+from ka2l_ray.semantics.judges import make_judge
+from ka2l_ray.semantics.judges.exact import ExactJudge
+from ka2l_ray.semantics.judges.llm import LLMJudge, endpoint
+from ka2l_ray.semantics.judges.nli import NLI_MODEL, NLIJudge, label_verdicts
 from ka2l_ray.semantics.texts import load_encoder_config
 from ka2l_ray.world import bundled_path
 from ka2l_ray.world.facts import World
@@ -402,7 +405,7 @@ def test_a_cache_outlives_a_worker_killed_in_mid_write_and_leaves_living_ones_al
     writes = f"""
 import os, signal
 from ka2l_ray.semantics.cache import CachedJudge
-from ka2l_ray.semantics.judges import ExactJudge
+from ka2l_ray.semantics.judges.exact import ExactJudge
 judge = CachedJudge(ExactJudge(), {str(folder)!r})
 judge.verdicts(["q"], [("a", "b")])
 own = judge.files[0]

@@ -14,7 +14,7 @@ from ka2l_ray.evaluation import rouge_l
 from ka2l_ray.models.prompts import PromptConfig, Prompter
 from ka2l_ray.semantics.clustering import Verdict
 from ka2l_ray.semantics.entropy import semantic_entropy
-from ka2l_ray.semantics.judges import ExactJudge
+from ka2l_ray.semantics.judges.exact import ExactJudge
 from ka2l_ray.semantics.pairs import judge_pairs, main
 from ka2l_ray.uncertainty.p_true import Answered, case, encode, solved_examples
 from ka2l_ray.uncertainty.scores import (
