@@ -1,0 +1,201 @@
+"""Which answers decline to answer: "I don't know" said ten times is one meaning and no knowledge.
+
+An answer is read clause by clause. It abstains where a pattern finds a clause that declines, and no clause beside it answers all
+the same: "I'm not sure, but I think it is Paris" answers. Quotations and titles within it, such as "I Don't Know How to Love
+Him", are names. To deny what was asked ("There is no such film") is to answer.
+
+Of a question's answers, a meaning declines where half of its answers do, and the question goes without an answer where silence
+and abstention together are no fewer than the answers of any one meaning.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def _any(words: str) -> str:
+    return f"(?:{'|'.join(words.split())})"
+
+
+_TELL = _any("say tell know determine provide answer identify give find verify locate confirm pinpoint specify ascertain")
+_ABLE = _any("found recall remember access sure certain aware familiar able see assist help comment predict guess")
+_TOLD = _any(
+    "available known provided specified mentioned stated disclosed documented confirmed found listed detailed recorded determined"
+    " identified verified supplied established answered accessible calculated given"
+)
+_FACTS = _any("information info data details? context answer sources? documentation")
+_MEANS = _any("access knowledge idea clue ability memory record")
+_INCLUDE = _any("specify provide mention include contain lead say state match")
+_NOT = r"(?:(?: \w+)? (?:do|did|can|ca|could|would|am|are|was|were|have)(?: not|n't|nt)|'m not|'re not|(?: \w+)? cannot|'ve not)"
+_IS = _any("is are was were")
+_DOES_NOT = r"(?:do|does|did)(?: not|n't)"
+_ABOUT = _any(
+    "is are was were about on of to for regarding available provided found here that in at given exists? concerning confirming"
+)
+_FROM = _any("in with from based at by here within without")
+_OPENLY = _any("explicitly specifically directly clearly publicly officially readily widely definitively reliably")
+_UNKNOWN = _any("unknown unclear uncertain undisclosed unavailable unspecified undocumented")
+
+PATTERNS = (
+    # I do not know, cannot find or tell, lack what it would take.
+    rf"^(?:i|we){_NOT}(?: \w+){{0,3}} (?:{_TELL}|{_ABLE})\b",
+    rf"^(?:i|we){_NOT} have(?: \w+){{0,4}} (?:{_FACTS}|{_MEANS})\b",
+    r"^(?:i|we)(?:'m| am|'re| are| was| were)?(?: \w+)? (?:unable|unaware|unfamiliar|unsure|uncertain)\b",
+    rf"^(?:i|we)(?:(?: \w+)? have|'ve) (?:no|little|not enough|insufficient) (?:\w+ )?(?:{_FACTS}|{_MEANS})\b",
+    rf"^(?:i|we)(?: \w+)? lack (?:\w+ ){{0,3}}{_FACTS}\b",
+    rf"^(?:i|we) (?:would )?(?:need|require) (?:more|further|additional) (?:\w+ )?{_FACTS}\b",
+    r"^(?:don't|dont|do not|can't|cannot|can not|couldn't|could not|not able to|not possible to|impossible to|unable to|hard to"
+    rf"|difficult to) (?:\w+ly )?{_TELL}\b",
+    # Nothing is there to tell from.
+    rf"\b{_FACTS}\b.{{0,200}}? {_IS}(?: not|n't| un)(?: ?\w+){{0,2}} ?{_TOLD}\b",
+    rf"\b{_FACTS}\b.{{0,120}}? (?:insufficient|missing|{_DOES_NOT} {_INCLUDE})\b",
+    rf"\b(?:text|passage|question|context)\b.{{0,60}}? {_DOES_NOT} {_INCLUDE}\b",
+    rf"\b(?:no|not enough|insufficient|lacks|lack of)(?: \w+){{0,3}} {_FACTS}(?<!source)(?<!sources)(?:$| {_ABOUT}\b)",
+    rf"^no (?:\w+ ){{1,4}}{_TOLD}$",
+    rf"^there(?: is|'s| are) no (?:specific|exact|precise|definitive|official|reliable) (?:\w+ ){{1,6}}{_TOLD}\b",
+    rf"\b(?:more|further|additional|specific) (?:\w+ )?(?:{_FACTS}|research|verification|clarification)\b.{{0,80}}? "
+    r"(?:needed|required|necessary)\b",
+    rf"\b(?:exact|specific|precise|actual)\b.{{0,250}}? {_IS}(?: not|n't)(?: \w+){{0,2}} {_TOLD}\b",
+    rf"\b(?:cannot|can't|can not|could not|couldn't)(?: \w+)? be (?:\w+ly )?{_TOLD}\b",
+    rf"\b{_IS}(?: not|n't) (?:\w+ly )?(?:provided|specified|stated|disclosed|available|known)(?:$| to me\b| {_FROM}\b)",
+    rf"\b{_IS}(?: not|n't) {_OPENLY} (?:{_TOLD}|named)\b",
+    r"\bnot (?:\w+ly )?(?:mentioned|given|stated) in (?:the |this )?(?:question|provided|given|available|text|context|passage)\b",
+    rf"^(?:\w+ ){{0,2}}not (?:\w+ly )?{_TOLD}(?:$| {_FROM}\b)",
+    r"\bneeds? to be (?:confirmed|verified|identified|determined|referenced|checked)\b",
+    r"\bit(?: is|'s) (?:not (?:possible|clear|known)|impossible|difficult|hard|unclear|unknown)"
+    rf"(?:$| (?:for me )?to (?:\w+ly )?{_TELL}\b| (?:who|what|when|where|which|how|whether|if)\b)",
+    rf"\b{_IS} (?:\w+ly |still )?{_UNKNOWN}(?:$| to me\b)",
+    r"^(?:you (?:will |would |may |might )?(?:need|have) to|you (?:should|can|could|may)|please) "
+    r"(?:search|consult|refer|check|specify|provide|find (?:this|that) information)\b",
+    r"^(?:the answer is )?(?:unknown|not known|unsure|not sure|no idea|no clue|no answer|n/a|unanswerable|undetermined|idk|dunno"
+    r"|not applicable|unclear|uncertain|cannot answer|can't answer)$",
+    r"^(?:nobody|no one|no-one)(?: \w+)? knows(?: for (?:sure|certain))?$",
+    # The same in other tongues.
+    r"不知道|不清楚|不确定|不確定|不太清楚|无法(?:确定|回答|提供|核实)|無法(?:確定|回答|提供)|没有(?:相关|足够的)?信息",
+    r"わかりません|分かりません|わからない|分からない|知りません|不明です|모르겠|알 수 없|모릅니다",
+    r"^(?:je ne sais pas|j'ignore|je ne connais pas|no (?:lo )?sé|desconozco|no tengo información|(?:eu )?não sei|non (?:lo )?so"
+    r"|(?:das )?weiss ich nicht|ich weiss (?:es )?nicht|keine ahnung|(?:dat )?weet ik niet|ik weet het niet|jag vet inte|nie wiem"
+    r"|bilmiyorum|(?:я )?не знаю|لا أعرف|لا أعلم|मुझे नहीं पता)(?!\w)",
+)
+"""What ``default`` stands for in ``entropy.abstention_patterns``: regular expressions, searched in each clause of an answer, its
+letters small, its quotes straight, without markup, apologies and what opens it ("Unfortunately,")."""
+
+_GUESSES = re.compile(
+    r"^(?:i(?:'d| would)? (?:\w+ )?(?:think|believe|guess|suspect|assume|say)\b|my (?:best )?guess|perhaps|maybe|probably"
+    r"|possibly|likely|(?:the )?(?:most likely|likely|best|probable|correct) )"
+)
+_TELLS = re.compile(
+    r"^(?:i(?: do| did)? (?:find|found|know that|recall|remember)\b"
+    r"|it(?:'s|'d| is| was| has| occurred| happened| took| (?:could|might|may|would) (?:be|have))\b(?! possible| not))"
+)
+_SAYS = re.compile(r"^i can (?:tell you|say) that\b")
+_WANTS_A_NUMBER = re.compile(
+    r"^when\b|\bhow (?:many|much|old|tall|long|far|high|heavy|deep|large|fast)\b"
+    r"|\b(?:what|which)(?: \w+,?){0,3} (?:year|date|day|month|age|number|population|percentage)\b"
+)
+_DOUBT = re.compile(r"\b(?:verify|verified|confirm|confirmed|sure|certain|guarantee|more|further|additional)\b")
+_OPENING = re.compile(
+    r"^(?:(?:(?:i am|i'm|we are|we're|my) )?(?:very |really |so |deeply )?(?:sorry|apologies|apologize|apologise|afraid)\b"
+    r"(?: (?:but|that|for)\b)?|unfortunately|regrettably|sadly|honestly|however|but|though|although|still|that said|well|hmm|note"
+    r"|as an? (?:large )?(?:ai|language)\b[^,]*|(?:based on|according to|without|given) [^,]*(?=,)|to be honest|to my knowledge)"
+    r"\b[,:; ]*"
+)
+_CLAUSES = re.compile(
+    r"(?<!\b[a-z])(?<!\b(?:dr|mr|ms|st|jr|sr|no|vs|mt))(?<!\b(?:mrs|gen|col|rev))(?<!\bprof)[.!?]+(?:\s+|$)|[。\n]+|;"
+    r"| \((?=[^()]*\)?\W*$)|,? (?=(?:but|however|though|although)\b)"
+)
+_CONTRAST = re.compile(r"^\W*(?:but|however|though|although|unfortunately)\b|^\W*(?:i|we)\b")
+_TITLE = re.compile(r"\b(?:I|We|You|Nobody|Don't|Can't|Cannot|Couldn't) [A-Z][a-z][\w']*(?: [A-Z][\w']*)*")
+_QUOTED = re.compile(r'(?<=\S )"[^"]+"|"[^"]+"(?= \S)')
+
+
+def abstains(answer: str, question: str = "", patterns: Sequence[str] = PATTERNS) -> bool:
+    """Whether an answer declines to answer. Silence is none: it says nothing at all.
+
+    Args:
+        question: what was asked, where it is known: what is told instead of a number that was asked for is no answer.
+        patterns: regular expressions, see ``PATTERNS``.
+    """
+    declines = _compiled(tuple(patterns))
+    abstained = answered = False
+    for clause, contrasts in _clauses(answer):
+        if declines.search(clause):
+            # Behind an answer, doubts ("though I cannot confirm it") and notes ("(the month is not known)") take nothing back.
+            abstained |= not answered or (contrasts and not _DOUBT.search(clause))
+            answered &= not abstained
+        elif not abstained:
+            answered = True
+        elif _answers_after_all(clause, question.casefold()):
+            abstained, answered = False, True
+    return abstained
+
+
+def _answers_after_all(clause: str, question: str) -> bool:
+    """Whether a clause behind an abstention answers: a guess does, what is found instead where it could be what was asked for."""
+    if _GUESSES.match(clause):
+        return True
+    if _WANTS_A_NUMBER.search(question):
+        new = set(re.findall(r"\d+", clause)) - set(re.findall(r"\d+", question))
+        return bool(new) and bool(_TELLS.match(clause) or _SAYS.match(clause))
+    return _TELLS.match(clause) is not None
+
+
+@lru_cache(maxsize=16)
+def _compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)", re.IGNORECASE)
+
+
+def _clauses(answer: str) -> list[tuple[str, bool]]:
+    """Folded clauses of an answer that say something, and whether each speaks of itself or against what stands before it."""
+    text = re.sub("[\u2018\u2019\u02bc`\u00b4]", "'", unicodedata.normalize("NFKC", answer))
+    text = re.sub("[\u2010-\u2015]", "-", re.sub("[\u201c\u201d]", '"', text))
+    text = _TITLE.sub("Title", _QUOTED.sub("Title", text)).casefold()  # words that a name is made of say nothing
+    text = re.sub(r'["*_\[\]<>{}#]', "", text)
+    text = re.sub(r"^\s*(?:final )?answer\s*:\s*", "", text)
+    clauses = []
+    for part in _CLAUSES.split(text):
+        clause, before = part.strip(" ,.:;!?()。"), None
+        while clause != before:
+            before, clause = clause, _OPENING.sub("", clause).strip(" ,.:;()")
+        if clause:
+            clauses.append((clause, bool(_CONTRAST.match(part))))
+    return clauses
+
+
+def without_answer(cluster_ids: NDArray[np.integer], declines: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(...) whether a question goes without an answer, in the sense of the module.
+
+    Args:
+        cluster_ids: (..., n) meanings of a question's answers.
+        declines: (..., n) whether each is silence or an abstention.
+    """
+    same_NN = cluster_ids[..., :, None] == cluster_ids[..., None, :]
+    size = same_NN.sum(-1)
+    declining = 2 * (same_NN & declines[..., None, :]).sum(-1) >= size
+    silent = declining.sum(-1)
+    found: NDArray[np.bool_] = (silent > 0) & (silent >= np.where(declining, 0, size).max(-1))
+    return found
+
+
+def without_answer_decided(cluster_ids: Sequence[int], declines: Sequence[bool], k: int) -> bool:
+    """Whether answers to come, up to ``k``, leave a question whose answers nearly all mean the same with or without an answer."""
+    to_come, commonest = k - len(cluster_ids), Counter(cluster_ids).most_common(1)[0][0]
+    joining, apart = [commonest] * to_come, [max(cluster_ids) + 1 + i for i in range(to_come)]
+    ends = [
+        without_answer(np.array([*cluster_ids, *ids]), np.array([*declines, *[declining] * to_come], bool)).item()
+        for ids in (joining, apart)
+        for declining in (False, True)
+    ]
+    return len(set(ends)) == 1
+
+
+def expanded(patterns: Sequence[str]) -> tuple[str, ...]:
+    """Patterns of a configuration, where ``default`` stands for those of this module."""
+    return tuple(each for pattern in patterns for each in (PATTERNS if pattern == "default" else (pattern,)))
