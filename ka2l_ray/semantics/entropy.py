@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 # Eq. 3-4 in closed form: labelling a question 1 costs (SE - 1)^2, labelling it 0 costs SE^2, so 1 is cheaper iff SE > 0.5.
 KA2L_THRESHOLD = 0.5
+LEAST_SHARE = 1 / 20  # of either class; below it rule ``auto`` leaves Eq. 3's constant
 
 
 def semantic_entropy(cluster_ids: Sequence[int] | NDArray[np.integer]) -> float:
@@ -110,8 +111,11 @@ def threshold(
     Args:
         entropies: (n,) nats, n >= 1.
         rule: ``ka2l`` (Eq. 3-4, the constant 0.5), ``two_means`` (least squared deviation within the two groups, as in
-            semantic-entropy probes), ``quantile`` (the least value with at least that share below it), ``fixed``.
+            semantic-entropy probes), ``quantile`` (the least value with at least that share below it), ``fixed``; ``auto``: what
+            ``auto_threshold`` takes.
     """
+    if rule == "auto":
+        return auto_threshold(entropies)[1]
     if rule == "ka2l":
         return KA2L_THRESHOLD
     if rule == "fixed":
@@ -122,8 +126,34 @@ def threshold(
         reached = np.flatnonzero(below >= quantile)
         return float(values[reached[0]] if len(reached) else np.nextafter(values[-1], np.inf))
     if rule == "two_means":
-        return _two_means(values, counts)
-    raise ValueError(f"no threshold rule '{rule}'; there are: ka2l, two_means, quantile, fixed")
+        return _two_means(values, counts, np.arange(len(values) - 1))
+    raise ValueError(f"no threshold rule '{rule}'; there are: auto, ka2l, two_means, quantile, fixed")
+
+
+def auto_threshold(entropies: Sequence[float] | NDArray[np.float64], unknown: int = 0) -> tuple[str, float]:
+    """Rule ``auto``: (the rule that it takes, nats).
+
+    Eq. 3's constant, unless it leaves one class less than a twentieth of the questions: then ``two_means``, and where that splits
+    off less than a twentieth too, the best of its splits that do not. Where there is no such split either (nearly all questions
+    have one semantic entropy), the constant stays.
+
+    Args:
+        entropies: (n,) nats, of the questions that are labelled by them.
+        unknown: questions beside them that are unknown whatever their entropy.
+    """
+    values, counts = np.unique(entropies, return_counts=True)
+    least = LEAST_SHARE * (counts.sum() + unknown)
+    below = np.cumsum(counts)[:-1]  # questions known, at each split
+    allowed = np.flatnonzero((below >= least) & (counts.sum() - below + unknown >= least))
+    known = int(counts[values < KA2L_THRESHOLD].sum())
+    if min(known, counts.sum() - known + unknown) >= least or not len(allowed):
+        return "ka2l", KA2L_THRESHOLD
+    return "two_means", _two_means(values, counts, allowed)
+
+
+def agreeing_answers(k: int, at: float) -> int:
+    """Answers of ``k`` that must mean the same, at least, for a semantic entropy below ``at`` nats: 9 of 10 and 5 of 5 at 0.5."""
+    return next((n for n in range(1, k) if _entropy_of_sizes([n] * (k // n) + [k % n] * (k % n > 0)) < at), k)
 
 
 def labels(entropies: NDArray[np.float64], at: float) -> NDArray[np.int8]:
@@ -131,8 +161,12 @@ def labels(entropies: NDArray[np.float64], at: float) -> NDArray[np.int8]:
     return (entropies >= at).astype(np.int8)
 
 
-def _two_means(values: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
-    """Midpoint of the split of sorted distinct values that leaves the least squared deviation within its two sides."""
+def _two_means(values: NDArray[np.float64], counts: NDArray[np.int64], allowed: NDArray[np.intp]) -> float:
+    """Midpoint of the split of sorted distinct values that leaves the least squared deviation within its two sides.
+
+    Args:
+        allowed: splits to choose from; each stands behind the value of its number.
+    """
     if len(values) == 1:
         return float(np.nextafter(values[0], np.inf))
     weight = np.cumsum(counts)[:-1]
@@ -140,5 +174,5 @@ def _two_means(values: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
     square = np.cumsum(values**2 * counts)
     left = square[:-1] - total[:-1] ** 2 / weight
     right = (square[-1] - square[:-1]) - (total[-1] - total[:-1]) ** 2 / (counts.sum() - weight)
-    best = int(np.argmin(left + right))
+    best = int(allowed[np.argmin((left + right)[allowed])])
     return float((values[best] + values[best + 1]) / 2)
