@@ -25,7 +25,7 @@ from ka2l_ray.config_files import dump
 from ka2l_ray.errors import RunMismatchError, UserError
 from ka2l_ray.finetuning.targets import fused_experts
 from ka2l_ray.jobs.stages.annotate import annotate, known_rows, replay
-from ka2l_ray.jobs.stages.entropy import entropy
+from ka2l_ray.jobs.stages.entropy import Decided, entropy
 from ka2l_ray.jobs.stages.evaluate import evaluate
 from ka2l_ray.jobs.stages.finetune import finetune
 from ka2l_ray.jobs.stages.hidden_states import hidden_states
@@ -176,6 +176,7 @@ class _Loop:
         self.labelled: frozenset[str] = frozenset()
         self.evaluations: list[Artefact] = []
         self.previous_probe: Artefact | None = None
+        self.decided: Decided | None = None
 
     def run(self) -> RunResult:
         pool = questions(self.store, "pool", path=self.config.pool.questions)
@@ -196,9 +197,8 @@ class _Loop:
             samples = self._sample(f"{at}/samples", probing, model, round_)
             states = self._hidden_states(f"{at}/hidden_states", probing, model)
             self._make_room(self.config.entropy.replicas)
-            uncertainty = entropy(
-                self.store, f"{at}/entropy", samples=samples, config=self.config.entropy, gpus=self._share_of_gpu
-            )
+            uncertainty = self._entropy(f"{at}/entropy", samples, self.decided)
+            self._keep_rule(uncertainty)
             self._make_room(self.config.probe.workers)
             classifier = self._probe(at, states, uncertainty)
             self._make_room(self.config.engine.replicas * self.config.engine.reserved_cpus)
@@ -253,6 +253,19 @@ class _Loop:
             until=self.config.entropy,
         )
 
+    def _entropy(self, name: str, samples: Artefact, decided: Decided | None) -> Artefact:
+        return entropy(self.store, name, samples=samples, config=self.config.entropy, decided=decided, gpus=self._share_of_gpu)
+
+    def _keep_rule(self, uncertainty: Artefact) -> None:
+        """Rule ``auto`` is decided once: round 0's rule and threshold stand for the run, and "unknown" means one thing in it."""
+        if self.config.entropy.rule != "auto" or self.decided is not None:
+            return
+        self.decided = Decided.by(uncertainty)
+        rule, at = self.decided
+        why = "Eq. 3's constant" if rule == "ka2l" else "Eq. 3's constant leaves one class less than a twentieth of the questions"
+        logger.info("entropy.rule auto takes %s for this run, known below %.3f nats: %s", rule, at, why)
+        self.store.log_metric("entropy_rule", rule, threshold=at)
+
     def _hidden_states(self, name: str, asked: Artefact, model: Model) -> Artefact:
         return hidden_states(
             self.store,
@@ -303,13 +316,15 @@ class _Loop:
         """Why no label can be spent this round, if so."""
         needs = strategy(self._strategy(scores)).needs
         if "semantic_entropy" in needs:
-            rows = uncertainty.storage.read_table("", columns=["semantic_entropy", "bound"])
-            entropies = rows["semantic_entropy"].to_numpy()
-            if set(rows["bound"].to_pylist()) != {"exact"}:
+            bounds = uncertainty.storage.read_table("", columns=["bound"])["bound"].to_pylist()
+            entropies = scores.storage.read_table("", columns=["semantic_entropy"])["semantic_entropy"].to_numpy()
+            if set(bounds) != {"exact"}:
                 return (
                     "nothing can be ranked: no probe could be fitted, and semantic entropies are bounds; "
                     "leave out sampling.stop_when_decided and entropy.label_only"
                 )
+            if not len(entropies):
+                return "nothing can be ranked: no probe could be fitted, and every sampled question abstains and was dropped"
             if np.ptp(entropies) == 0:
                 return (
                     f"nothing can be ranked: no probe could be fitted, and all {len(entropies)} sampled questions have the "
@@ -379,14 +394,7 @@ class _Loop:
     def _replay_entropy(self, at: str, asked: Artefact, uncertainty: Artefact, model: Model, round_: int) -> Artefact:
         samples = self._sample(f"{at}/replay_samples", asked, model, round_)
         self._make_room(self.config.entropy.replicas)
-        return entropy(
-            self.store,
-            f"{at}/replay_entropy",
-            samples=samples,
-            config=self.config.entropy,
-            threshold_at=uncertainty.facts["threshold"],
-            gpus=self._share_of_gpu,
-        )
+        return self._entropy(f"{at}/replay_entropy", samples, Decided.by(uncertainty))
 
     def _finetune(self, name: str, model: Model) -> Model:
         """M_{r+1}: from the base on all labels so far, or from the last adapter on the new ones."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -233,14 +234,25 @@ class EntropyConfig(JudgeSettings):
     """``strict``: entailment both ways; ``lenient``: no contradiction and not both neutral."""
     policy: Literal["founder_last", "founder_first"] = "founder_last"
     """How clusters form where verdicts are not transitive."""
-    rule: Literal["ka2l", "two_means", "quantile", "fixed"] = "ka2l"
-    """Threshold between known and unknown. ``ka2l`` is Eq. 3-4, whose optimum is 0.5 nats."""
+    rule: Literal["auto", "ka2l", "two_means", "quantile", "fixed"] = "auto"
+    """Threshold between known and unknown. ``ka2l`` is Eq. 3-4, whose optimum is 0.5 nats: of ten answers nine mean the same, of
+    five all. ``auto``: that constant, or ``two_means`` where the constant leaves one class less than a twentieth; decided in the
+    first round, and its threshold kept for the run."""
     quantile: float = Field(0.5, gt=0, lt=1)
     """For ``quantile``: share of questions below the threshold."""
     threshold: float = Field(0.5, ge=0)
     """For ``fixed``: nats."""
     audit: float = Field(0.02, ge=0, le=1)
     """Share of questions of which every pair of answers is judged, to count non-transitive triples."""
+    abstentions: Literal["unknown", "known", "drop"] = "unknown"
+    """Label of a question that goes without an answer: no meaning of its samples has more of them than silence and abstention ("I
+    don't know") together. ``known``: its semantic entropy decides; ``drop``: none, and the probe is fitted without it. Whatever
+    the label, it is never replayed."""
+    abstention_patterns: list[str] = ["default"]
+    """Regular expressions that find an answer's clause that declines to answer; ``default`` stands for those of
+    ``ka2l_ray.semantics.abstention``."""
+    abstention_prompt: str | None = None
+    """Of judge ``llm``: asked of every answer that no pattern finds, with {question} and {answer} filled in; yes: it declines."""
     label_only: bool = False
     """Ask no verdict that the label known/unknown does not need: the label is exact, the semantic entropy a bound. Needs rule
     ka2l or fixed, whose threshold is known beforehand."""
@@ -248,7 +260,34 @@ class EntropyConfig(JudgeSettings):
     @model_validator(mode="after")
     def _label_only_knows_its_threshold(self) -> Self:
         if self.label_only and self.rule not in ("ka2l", "fixed"):
-            raise ValueError(f"label_only needs a threshold that is known beforehand, rule is {self.rule}; set ka2l or fixed")
+            raise ValueError(
+                f"label_only needs a threshold that is known beforehand, and entropy.rule is {self.rule}; set entropy.rule=ka2l"
+            )
+        if self.label_only and self.abstentions == "drop":
+            raise ValueError("abstentions drop needs every answer settled, which label_only spares; leave one of them out")
+        return self
+
+    @field_validator("abstention_patterns")
+    @classmethod
+    def _patterns_are_regular(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"'{pattern}' is not a regular expression ({error})") from None
+        return patterns
+
+    @model_validator(mode="after")
+    def _abstentions_can_be_asked_about(self) -> Self:
+        if self.abstention_prompt is not None:
+            if self.judge != "llm":
+                raise ValueError(f"abstention_prompt is put to a language model, judge is {self.judge}; set entropy.judge=llm")
+            try:
+                self.abstention_prompt.format(question="", answer="")
+            except (KeyError, IndexError, ValueError):
+                raise ValueError("abstention_prompt may hold {question} and {answer} in braces, and nothing else") from None
+            if "{answer}" not in self.abstention_prompt:
+                raise ValueError("abstention_prompt must hold {answer}")
         return self
 
 
@@ -408,8 +447,12 @@ class RunConfig(Section):
     def _threshold_known_before_sampling(self) -> Self:
         if self.sampling.stop_when_decided and self.entropy.rule not in ("ka2l", "fixed"):
             raise ValueError(
-                f"sampling.stop_when_decided needs a threshold that is known beforehand, entropy.rule is {self.entropy.rule}; "
-                "set it to ka2l or fixed, or leave stop_when_decided out"
+                "sampling.stop_when_decided needs a threshold that is known beforehand, and entropy.rule is "
+                f"{self.entropy.rule}; set entropy.rule=ka2l, or leave stop_when_decided out"
+            )
+        if self.sampling.stop_when_decided and self.entropy.abstentions == "drop":
+            raise ValueError(
+                "entropy.abstentions drop needs all k answers, which sampling.stop_when_decided spares; leave one of them out"
             )
         bounds = {"sampling.stop_when_decided": self.sampling.stop_when_decided, "entropy.label_only": self.entropy.label_only}
         for key, on in bounds.items():

@@ -96,6 +96,12 @@ CLUSTERS = _schema(
             nullable=True,
         ),
         _field("empty_answers", pa.int32(), "answers without a word, which are one meaning of their own"),
+        _field("drawn", pa.int32(), "answers drawn"),
+        _field("abstentions", pa.int32(), "answers that decline to answer"),
+        _field("cut_answers", pa.int32(), "answers that ended at sampling.max_tokens, or at the model's length"),
+        _field("declines", pa.list_(pa.bool_()), "of each settled generation: whether it is silence or an abstention"),
+        _field("abstains", pa.bool_(), "no meaning has more answers than silence and abstention together"),
+        _field("replayable", pa.bool_(), "the majority answer answers, was not cut, and the question does not abstain"),
         _field("truncated", pa.int32(), "verdicts on texts longer than the judge takes"),
         _field("unparsable", pa.int32(), "verdicts that could not be read, taken for neutral"),
         _field("triples", pa.int32(), "triples of distinct answers whose verdicts are all known"),
@@ -103,7 +109,8 @@ CLUSTERS = _schema(
     ],
 )
 
-ENTROPY = _schema("entropy", [*CLUSTERS, _field("label", pa.int8(), "1 unknown, 0 known, KA2L Eq. 5")])
+_LABEL = "1 unknown, 0 known, KA2L Eq. 5; by entropy.abstentions where the question abstains, null: dropped"
+ENTROPY = _schema("entropy", [*CLUSTERS, _field("label", pa.int8(), _LABEL, nullable=True)])
 
 PROBE_LAYERS = _schema(
     "probe_layers",
@@ -123,7 +130,7 @@ SCORES = _schema(
         _QUESTION,
         _field("p_unknown", pa.float32(), "the probe's probability; null where no probe was fitted", nullable=True),
         _field("next_token_entropy", pa.float32(), "nats at the last prompt token, T=1", nullable=True),
-        _field("semantic_entropy", pa.float64(), "nats; only where the question was sampled", nullable=True),
+        _field("semantic_entropy", pa.float64(), "nats; only where the question was sampled; ln k where it abstains", True),
         _ERROR,
     ],
 )

@@ -87,7 +87,7 @@ def replay(
 
 
 def known_rows(entropy: Artefact, exclude: frozenset[str]) -> list[dict[str, Any]]:
-    """Rows labelled known whose majority answer is not empty."""
-    table = entropy.storage.read_table("", columns=["question_id", "question", "majority_answer", "label"])
-    known = table.filter(pc.equal(table["label"], 0)).to_pylist()
-    return [row for row in known if row["majority_answer"] and row["question_id"] not in exclude]
+    """Rows labelled known whose majority answer is one: not silence, not an abstention, not cut."""
+    table = entropy.storage.read_table("", columns=["question_id", "question", "majority_answer", "replayable", "label"])
+    known = table.filter(pc.and_(pc.equal(table["label"], 0), table["replayable"])).to_pylist()
+    return [row for row in known if row["question_id"] not in exclude]

@@ -7,11 +7,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from ka2l_ray import schema
 from ka2l_ray.actors.judge import ClusterBatch
@@ -19,21 +20,27 @@ from ka2l_ray.config import EntropyConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.stages.progress import Update, progress
 from ka2l_ray.jobs.stages.streaming import map_rows
+from ka2l_ray.semantics.abstention import expanded
 from ka2l_ray.semantics.cache import claim, merge
-from ka2l_ray.semantics.entropy import labels, threshold
+from ka2l_ray.semantics.entropy import agreeing_answers, auto_threshold, labels, threshold
 from ka2l_ray.semantics.judges import judge_gpus, verdict_identity
+from ka2l_ray.semantics.reliability import half_entropies, reliability
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 RULES = ("ka2l", "two_means", "quantile")
+MUCH_CUT = 0.02  # of all answers
 ROWS_PER_BLOCK = 512  # questions that advance together
 SUMMED = (
     "judge_calls",
     "cached_verdicts",
     "reference_calls",
+    "drawn",
     "empty_answers",
+    "abstentions",
+    "cut_answers",
     "truncated",
     "unparsable",
     "triples",
@@ -46,15 +53,31 @@ class EntropyFacts:
     """What the stage records. ``thresholds`` and ``share_unknown`` hold every rule, for the report."""
 
     rows: int
+    rule: str
+    """In force: where the configuration says ``auto``, the one that it took."""
     threshold: float
+    agreeing: dict[str, int]
+    """By the number of answers: how many of them must mean the same, at least, for a known question."""
     unknown: int
+    abstaining: int
+    """Questions that go without an answer, whatever their label."""
+    silent: int
+    """Of these, the ones whose commonest answer is empty."""
+    dropped: int
+    """Of these, the ones without a label."""
+    reliability: dict[str, Any] | None
+    """``semantics.reliability.Reliability``; None where the answers are not all settled, or fewer than four."""
     thresholds: dict[str, float]
     share_unknown: dict[str, float]
     judge_calls: int
     cached_verdicts: int
     reference_calls: int | None
     """None where not all answers were settled."""
+    drawn: int
+    """Answers."""
     empty_answers: int
+    abstentions: int
+    cut_answers: int
     single_answers: int
     truncated: int
     unparsable: int
@@ -62,18 +85,29 @@ class EntropyFacts:
     non_transitive_triples: int
 
 
+class Decided(NamedTuple):
+    """A rule and its threshold as found on another set."""
+
+    rule: str
+    threshold: float
+
+    @classmethod
+    def by(cls, entropy: Artefact) -> Decided:
+        return cls(entropy.facts["rule"], entropy.facts["threshold"])
+
+
 def entropy(
-    store: Store, name: str, *, samples: Artefact, config: EntropyConfig, threshold_at: float | None = None, gpus: float = 0.0
+    store: Store, name: str, *, samples: Artefact, config: EntropyConfig, decided: Decided | None = None, gpus: float = 0.0
 ) -> Artefact:
     """The entropy table of ``samples``.
 
     Args:
-        threshold_at: nats; a threshold found on another set, in place of ``config.rule``.
+        decided: stands in the place of ``config.rule``.
         gpus: of one judge actor.
     """
-    inputs = {"stage": "entropy", "samples": samples.key, "entropy": judge_identity(config), "threshold_at": threshold_at}
-    asked = _answers_asked(samples, config, threshold_at)
-    decided_at = _threshold_beforehand(config, threshold_at) if asked is not None or config.label_only else None
+    inputs = {"stage": "entropy", "samples": samples.key, "entropy": judge_identity(config), "decided": decided}
+    asked = _answers_asked(samples, config, decided)
+    decided_at = _threshold_beforehand(config, decided) if asked is not None or config.label_only else None
 
     def build(work: Storage) -> dict[str, Any]:
         clusters = work.at("_scratch/clusters")
@@ -91,7 +125,7 @@ def entropy(
                 decided_at=decided_at,
                 on_file=_counting(clusters, samples.facts["rows"] - failed, update),
             )
-        facts = _label(clusters, work, config, threshold_at, bounds=decided_at is not None)
+        facts = _label(clusters, work, config, decided, bounds=decided_at is not None)
         _warn(name, facts)
         return asdict(facts)
 
@@ -104,13 +138,14 @@ def judge_identity(config: EntropyConfig) -> dict[str, Any]:
     Raises:
         UserError: no such judge's model, or an NLI model without an entailment label.
     """
-    rules = ("rule", "quantile", "threshold", "audit", "label_only")
+    rules = ("rule", "quantile", "threshold", "abstentions", "audit", "label_only")
     return {**cluster_identity(config), **{name: getattr(config, name) for name in rules}}
 
 
 def cluster_identity(config: EntropyConfig) -> dict[str, Any]:
     """What of the configuration decides clusters."""
-    return {**verdict_identity(config), "equivalence": config.equivalence, "policy": config.policy}
+    declining = {"patterns": expanded(config.abstention_patterns), "prompt": config.abstention_prompt}
+    return {**verdict_identity(config), "equivalence": config.equivalence, "policy": config.policy, "declining": declining}
 
 
 def known_threshold(config: EntropyConfig) -> float:
@@ -119,8 +154,8 @@ def known_threshold(config: EntropyConfig) -> float:
     return threshold(np.array([]), config.rule, fixed=config.threshold)
 
 
-def _threshold_beforehand(config: EntropyConfig, threshold_at: float | None) -> float:
-    return known_threshold(config) if threshold_at is None else threshold_at
+def _threshold_beforehand(config: EntropyConfig, decided: Decided | None) -> float:
+    return known_threshold(config) if decided is None else decided.threshold
 
 
 def cluster_samples(
@@ -148,12 +183,13 @@ def cluster_samples(
         where = config.cache if "://" in config.cache else str(Path(config.cache).absolute())
         config = config.model_copy(update={"cache": where})
         claim(where, json.dumps(verdict_identity(config), sort_keys=True))
+    there = samples.read_schema(samples.parquet_files()[0]).names
     map_rows(
         samples,
         clusters,
         worker=ClusterBatch,
         arguments=(config, asked, decided_at),
-        columns=["question_id", "question", "generations"],
+        columns=[name for name in ("question_id", "question", "generations", "finish_reasons") if name in there],
         actors=config.replicas,
         cpus=1,
         gpus=judge_gpus(config, gpus),
@@ -180,7 +216,7 @@ def _counting(clusters: Storage, questions: int, update: Update) -> Callable[[st
     return on_file
 
 
-def _answers_asked(samples: Artefact, config: EntropyConfig, threshold_at: float | None) -> int | None:
+def _answers_asked(samples: Artefact, config: EntropyConfig, decided: Decided | None) -> int | None:
     """k where the samples were drawn until their labels were decided, else None.
 
     Raises:
@@ -189,47 +225,114 @@ def _answers_asked(samples: Artefact, config: EntropyConfig, threshold_at: float
     decided_at = samples.facts.get("decided_at")
     if decided_at is None:
         return None
-    if config.rule not in ("ka2l", "fixed") or _threshold_beforehand(config, threshold_at) != decided_at:
+    if (
+        config.rule not in ("ka2l", "fixed")
+        or config.abstentions == "drop"
+        or _threshold_beforehand(config, decided) != decided_at
+    ):
         raise UserError(
             f"{samples.url}: drawn with sampling.stop_when_decided, for the threshold of {decided_at:g} nats only; "
-            "give that threshold (entropy.rule=ka2l or fixed), or sample without it"
+            "give that threshold (entropy.rule=ka2l or fixed) and no entropy.abstentions=drop, or sample without it"
         )
     return int(samples.facts["asked"])
 
 
-def _label(clusters: Storage, work: Storage, config: EntropyConfig, threshold_at: float | None, *, bounds: bool) -> EntropyFacts:
-    """Thresholds over all semantic entropies, then the label column file by file: one float a question is held at once.
+def _label(clusters: Storage, work: Storage, config: EntropyConfig, decided: Decided | None, *, bounds: bool) -> EntropyFacts:
+    """Thresholds over all semantic entropies, then the label column file by file: a few numbers a question are held at once.
 
-    Of bounds, no other rule's threshold can be found.
+    Of bounds, no other rule's threshold can be found, and no halves.
     """
-    entropies = clusters.read_table("", columns=["semantic_entropy"])["semantic_entropy"].to_numpy()
-    at = threshold_at
-    if at is None:
-        at = threshold(entropies, config.rule, quantile=config.quantile, fixed=config.threshold)
+    found = clusters.read_table("", columns=["semantic_entropy", "abstains"])
+    entropies, abstaining = found["semantic_entropy"].to_numpy(), found["abstains"].to_numpy()
+    beside = abstaining & (config.abstentions != "known")  # questions that no threshold labels
+    rule, at = decided or _decide(entropies[~beside], config, unknown=int(beside.sum()) * (config.abstentions == "unknown"))
     sums: dict[str, Any] = dict.fromkeys(SUMMED, 0)
-    single = 0
+    single = silent = unknown = 0
+    halves = _Halves()
+    settled: set[int] = set()
     for i, file in enumerate(clusters.parquet_files()):
         table = clusters.read_table(file)
-        column = pa.array(labels(table["semantic_entropy"].to_numpy(), at))
-        work.write_table(f"part-{i:05d}.parquet", table.append_column(schema.ENTROPY.field("label"), column).cast(schema.ENTROPY))
+        label = _labels(table, at, config.abstentions)
+        work.write_table(f"part-{i:05d}.parquet", table.append_column(schema.ENTROPY.field("label"), label).cast(schema.ENTROPY))
+        unknown += pc.sum(label).as_py() or 0
         for name in SUMMED:
             sums[name] += pc.sum(table[name]).as_py() or 0
-        one = pc.equal(pc.list_value_length(table["cluster_ids"]), 1)
-        single += pc.sum(pc.and_(one, pc.equal(table["bound"], "exact"))).as_py() or 0
-    thresholds: dict[str, float] = {config.rule: at}
+        lengths = pc.list_value_length(table["cluster_ids"])
+        settled.update(lengths.to_pylist())
+        single += pc.sum(pc.and_(pc.equal(lengths, 1), pc.equal(table["bound"], "exact"))).as_py() or 0
+        silent += pc.sum(pc.and_(table["abstains"], pc.equal(table["majority_answer"], ""))).as_py() or 0
+        if not bounds:
+            halves.add(table.filter(pc.is_valid(label)))
+    thresholds: dict[str, float] = {rule: at}
     if not bounds:
-        thresholds = {rule: threshold(entropies, rule, quantile=config.quantile) for rule in RULES} | {"fixed": config.threshold}
+        of = entropies[~beside]
+        thresholds = {each: threshold(of, each, quantile=config.quantile) for each in RULES} if len(of) else {}
+        thresholds = {**thresholds, "fixed": config.threshold, rule: at}
     if bounds:
         sums["reference_calls"] = None
+    dropped = int(beside.sum()) if config.abstentions == "drop" else 0
+    labelled = len(entropies) - dropped
     return EntropyFacts(
         rows=len(entropies),
+        rule=rule,
         threshold=at,
-        unknown=int(labels(entropies, at).sum()),
+        agreeing={str(k): agreeing_answers(k, at) for k in sorted(settled)} if not bounds else {},
+        unknown=unknown,
+        abstaining=int(abstaining.sum()),
+        silent=silent,
+        dropped=dropped,
+        reliability=halves.reliability(rule, config, unknown / max(1, labelled)),
         thresholds=thresholds,
-        share_unknown={rule: float(np.mean(entropies >= value)) for rule, value in thresholds.items()},
+        share_unknown={
+            each: float(((entropies >= value) & ~beside).sum() + int(beside.sum()) - dropped) / max(1, labelled)
+            for each, value in thresholds.items()
+        },
         single_answers=single,
         **sums,
     )
+
+
+def _decide(entropies: NDArray[np.float64], config: EntropyConfig, *, unknown: int) -> Decided:
+    """The rule in force and its threshold, by the questions that it labels; where there are none, Eq. 3's."""
+    if config.rule == "auto" or not len(entropies):
+        return Decided(*auto_threshold(entropies, unknown))
+    return Decided(config.rule, threshold(entropies, config.rule, quantile=config.quantile, fixed=config.threshold))
+
+
+def _labels(table: pa.Table, at: float, abstentions: str) -> pa.Array:
+    """1 unknown, 0 known, null: dropped."""
+    label = labels(table["semantic_entropy"].to_numpy(), at)
+    abstaining = table["abstains"].to_numpy()
+    if abstentions == "unknown":
+        label = np.where(abstaining, np.int8(1), label)
+    return pa.array(label, mask=abstaining if abstentions == "drop" else None)
+
+
+class _Halves:
+    """Semantic entropies of two random halves of each question's answers."""
+
+    def __init__(self) -> None:
+        self.entropies: list[NDArray[np.float64]] = []
+        self.without: list[NDArray[np.bool_]] = []
+        self.answers = 0
+
+    def add(self, table: pa.Table) -> None:
+        for row in table.select(["question_id", "cluster_ids", "declines"]).to_pylist():
+            found = half_entropies(row["question_id"], row["cluster_ids"], row["declines"])
+            if found is not None:
+                self.entropies.append(found[0])
+                self.without.append(found[1])
+                self.answers += len(row["cluster_ids"]) // 2
+
+    def reliability(self, rule: str, config: EntropyConfig, share_unknown: float) -> dict[str, Any] | None:
+        if not self.entropies:
+            return None
+        entropies, beside = np.array(self.entropies), np.array(self.without) & (config.abstentions != "known")
+        if beside.all():
+            return None
+        at = threshold(entropies[~beside], rule, quantile=config.quantile, fixed=config.threshold)
+        half = self.answers / len(entropies)
+        return asdict(reliability(entropies, beside, at, share_unknown=share_unknown, half=half))
 
 
 def _warn(name: str, facts: EntropyFacts) -> None:
@@ -246,9 +349,16 @@ def _warn(name: str, facts: EntropyFacts) -> None:
     notes = {
         "questions have one answer, whose semantic entropy is 0 whatever the model knows": facts.single_answers,
         "answers are empty; they count as one meaning of their own": facts.empty_answers,
+        "answers decline to answer": facts.abstentions,
+        "questions go without an answer: silence and abstention outnumber every meaning": facts.abstaining,
         "verdicts are on texts longer than the judge takes, of which it did not see all": facts.truncated,
         "verdicts could not be read and were taken for neutral": facts.unparsable,
     }
     for note, count in notes.items():
         if count:
             logger.warning("%s: %d %s", name, count, note)
+    if facts.cut_answers > MUCH_CUT * facts.drawn:
+        logger.warning(
+            "%s: %d of %d answers (%.1f %%) were cut at sampling.max_tokens, before they had said what they mean; raise it",
+            *(name, facts.cut_answers, facts.drawn, 100 * facts.cut_answers / facts.drawn),
+        )

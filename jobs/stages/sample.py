@@ -49,7 +49,7 @@ def sample(
     if sampling.stop_when_decided:
         assert until is not None
         decided_at = known_threshold(until)
-        how["until"] = cluster_identity(until)
+        how["until"] = {**cluster_identity(until), "abstentions": until.abstentions}
     memo = Memo(sampling.memo, digest({"schema_version": SCHEMA_VERSION, **how})) if sampling.memo else None
 
     def build(work: Storage) -> dict[str, Any]:

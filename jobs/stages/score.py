@@ -107,7 +107,13 @@ def score_by_semantic_entropy(store: Store, name: str, *, entropy: Artefact) -> 
     inputs = {"stage": "score_by_semantic_entropy", "entropy": entropy.key}
 
     def build(work: Storage) -> dict[str, Any]:
-        rows = entropy.storage.read_table("", columns=["question_id", "question", "semantic_entropy"])
+        rows = entropy.storage.read_table(
+            "", columns=["question_id", "question", "semantic_entropy", "abstains", "drawn", "label"]
+        )
+        rows = rows.filter(pc.is_valid(rows["label"]))
+        # A question without an answer is unknown, though its silence is one meaning.
+        silent = pc.and_(rows["abstains"], pc.equal(rows["label"], 1))
+        ranked = pc.if_else(silent, pc.ln(pc.cast(rows["drawn"], pa.float64())), rows["semantic_entropy"])
         empty = pa.nulls(len(rows), pa.float32())
         columns = {
             "question_id": rows["question_id"],
@@ -116,7 +122,7 @@ def score_by_semantic_entropy(store: Store, name: str, *, entropy: Artefact) -> 
             "next_token_entropy": empty,
         }
         no_error = pa.nulls(len(rows), pa.string())
-        table = pa.table({**columns, "semantic_entropy": rows["semantic_entropy"], "error": no_error}, schema=schema.SCORES)
+        table = pa.table({**columns, "semantic_entropy": ranked, "error": no_error}, schema=schema.SCORES)
         work.write_table("part-00000.parquet", table)
         return {"rows": len(table), "ranked_by": "semantic_entropy"}
 

@@ -14,7 +14,8 @@ from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import EntropyConfig, SamplingConfig
 from ka2l_ray.jobs.stages.entropy import cluster_samples, known_threshold
-from ka2l_ray.semantics.entropy import entropy_bounds, waves
+from ka2l_ray.semantics.clustering import label_decided
+from ka2l_ray.semantics.entropy import waves
 from ka2l_ray.semantics.judges import judge_gpus
 from ka2l_ray.store.storage import Storage
 
@@ -83,10 +84,10 @@ def _undecided(
     gpus = judge_gpus(until, 1.0 if engines.gpus else 0.0)
     engines.make_room(until.replicas, gpus * until.replicas)
     cluster_samples(here.at("so_far"), here.at("clusters"), here.at("checkpoint"), until, gpus=gpus)
-    clusters = here.at("clusters").read_table("", columns=["question_id", "cluster_ids"])
-    undecided = []
-    for question_id, cluster_ids in zip(clusters["question_id"].to_pylist(), clusters["cluster_ids"].to_pylist(), strict=True):
-        least, greatest = entropy_bounds(cluster_ids, k)
-        if least < at <= greatest:
-            undecided.append(question_id)
+    rows = here.at("clusters").read_table("", columns=["question_id", "cluster_ids", "declines"]).to_pylist()
+    undecided = [
+        row["question_id"]
+        for row in rows
+        if not label_decided(row["cluster_ids"], at, k, None if until.abstentions == "known" else row["declines"])
+    ]
     return pa.array(undecided, pa.string())

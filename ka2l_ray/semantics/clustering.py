@@ -22,6 +22,7 @@ from functools import lru_cache
 from itertools import combinations
 from typing import Literal, NamedTuple, Protocol
 
+from ka2l_ray.semantics.abstention import without_answer_decided
 from ka2l_ray.semantics.entropy import KA2L_THRESHOLD, entropy_bounds
 
 Policy = Literal["founder_last", "founder_first"]
@@ -165,6 +166,7 @@ def cluster_answers(
     asked: int | None = None,
     equal_texts_equivalent: bool = True,
     audited: Collection[int] = (),
+    declines: Sequence[Sequence[bool]] | None = None,
 ) -> list[Clustering]:
     """As ``cluster_many``, with a judge that sees question and answers apart.
 
@@ -173,6 +175,8 @@ def cluster_answers(
         asked: answers whose entropy the label is of, where not all of them were drawn.
         audited: questions of which every pair of texts is judged, to count the triples that are not transitive:
             clustering alone never asks for all three sides of one.
+        declines: of each answer whether it is silence or an abstention: a question that could yet turn out to go without an
+            answer is not decided. None: only the entropy decides.
     """
     questions = list(questions)  # a Series is read by place, not by its index
     answer_lists = [list(row) for row in answer_lists]
@@ -180,7 +184,15 @@ def cluster_answers(
         raise ValueError("a question without answers has no clusters; leave it out")
     counts = [Counts(empty_answers=sum(map(_is_empty, row))) for row in answer_lists]
     walks = [
-        _walk(row, policy, strict, decided_at, asked or len(row), equal_texts_equivalent, i in audited, count)
+        _walk(
+            row,
+            policy,
+            strict,
+            None if decided_at is None else _Stop(decided_at, asked or len(row), None if declines is None else declines[i]),
+            equal_texts_equivalent,
+            i in audited,
+            count,
+        )
         for i, (row, count) in enumerate(zip(answer_lists, counts, strict=True))
     ]
     results: list[tuple[list[int], int, int] | None] = [None] * len(walks)
@@ -257,8 +269,7 @@ def _walk(
     answers: Sequence[str],
     policy: Policy,
     strict: bool,
-    decided_at: float | None,
-    asked: int,
+    stop: _Stop | None,
     equal_texts_equivalent: bool,
     audit: bool,
     counts: Counts,
@@ -287,7 +298,7 @@ def _walk(
         else:
             ids.append(len(founders))
             founders.append(answer)
-        if decided_at is not None and _decided(ids, asked, decided_at):
+        if stop is not None and label_decided(ids, *stop):
             counts.answers_spared += len(answers) - len(ids)
             break
     if not audit:
@@ -314,14 +325,30 @@ def _is_empty(answer: str) -> bool:
     return not answer.strip()
 
 
-def _decided(ids: list[int], n: int, at: float) -> bool:
-    return _sizes_decide(tuple(sorted(Counter(ids).values())), n, at)
+class _Stop(NamedTuple):
+    """When a question's label is decided: arguments of ``label_decided``."""
+
+    at: float
+    k: int
+    declines: Sequence[bool] | None
+
+
+def label_decided(cluster_ids: Sequence[int], at: float, k: int, declines: Sequence[bool] | None = None) -> bool:
+    """Whether the first answers' meanings decide the label that all ``k`` will have.
+
+    Args:
+        at: nats.
+        declines: of these answers, or more, whether each is silence or an abstention, where that makes a question unknown.
+    """
+    least, greatest = _bounds(tuple(sorted(Counter(cluster_ids).values())), k)
+    if least >= at or greatest >= at or declines is None:
+        return least >= at or greatest < at
+    return without_answer_decided(cluster_ids, declines[: len(cluster_ids)], k)
 
 
 @lru_cache(maxsize=4096)
-def _sizes_decide(sizes: tuple[int, ...], n: int, at: float) -> bool:
-    least, greatest = entropy_bounds([i for i, size in enumerate(sizes) for _ in range(size)], n)
-    return least >= at or greatest < at
+def _bounds(sizes: tuple[int, ...], k: int) -> tuple[float, float]:
+    return entropy_bounds([i for i, size in enumerate(sizes) for _ in range(size)], k)
 
 
 def majority_answer(answers: Sequence[str], cluster_ids: Sequence[int]) -> str:

@@ -38,6 +38,11 @@ class LLMJudge:
         prompts = [self.prompt.format(question=q, a=a, b=b) for q, (a, b) in zip(questions, pairs, strict=True)]
         return [read_yes_or_no(text) for text in self.ask(prompts)]
 
+    def abstains(self, questions: Sequence[str], answers: Sequence[str], prompt: str) -> list[bool]:
+        """Whether each answer declines to answer; ``prompt`` with ``{question}`` and ``{answer}``."""
+        texts = self.ask([prompt.format(question=q, answer=a) for q, a in zip(questions, answers, strict=True)])
+        return [read_yes_or_no(text) == SAME for text in texts]
+
 
 def read_yes_or_no(text: str) -> Verdict:
     """The first yes or no in a judge's words, its thoughts left out; with neither in them, the verdict is unparsable and taken
