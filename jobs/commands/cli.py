@@ -3,6 +3,7 @@
 ka2l demo                                  the whole loop on the bundled world, on a CPU
 ka2l run CONFIG [-o KEY=VALUE]... [--dry-run]
 ka2l status RUN | ka2l report RUN | ka2l doctor [CONFIG]
+ka2l judge-check RUN | ka2l judge-pairs FILE --judge J
 ka2l sample | hidden-states | entropy | probe | score | select | annotate | finetune | evaluate
 """
 
@@ -22,6 +23,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 from ka2l_ray.config import RunConfig
 from ka2l_ray.config_files import dump, load_config
 from ka2l_ray.jobs.commands.failures import reported
+from ka2l_ray.jobs.commands.judges import judge_check, judge_pairs
 from ka2l_ray.jobs.commands.stages import COMMANDS, Overrides
 
 app = typer.Typer(
@@ -33,6 +35,8 @@ app = typer.Typer(
 )
 for name, command in COMMANDS.items():
     app.command(name)(command)
+app.command("judge-check")(judge_check)
+app.command("judge-pairs")(judge_pairs)
 
 Config = Annotated[str, typer.Argument(help="YAML configuration.")]
 Run = Annotated[str, typer.Argument(help="Run directory.")]

@@ -1,24 +1,17 @@
-"""How well a judge says what people say of pairs of answers.
-
-    python -m ka2l_ray.semantics.pairs pairs.jsonl -o entropy.judge=nli -o entropy.nli_model=microsoft/deberta-large-mnli
+"""How well a judge says what people say of pairs of answers (``ka2l judge-pairs``).
 
 A row of the file is {"id", "question" (may be null), "a", "b", "label" (1: they mean the same)}.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from ka2l_ray.config_files import load_config
 from ka2l_ray.errors import UserError
 from ka2l_ray.questions import read_rows
 from ka2l_ray.semantics.clustering import Judge, cluster_answers
-from ka2l_ray.semantics.judges import make_judge
 
 
 @dataclass(frozen=True)
@@ -71,22 +64,3 @@ def read_pairs(path: str) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(f"{path}: no rows in this file")
     return rows
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file")
-    parser.add_argument("-o", "--override", action="append", default=[], help="a key of the section entropy: KEY=VALUE")
-    arguments = parser.parse_args()
-    try:
-        given = {"model.path": "bundled:student", "pool.questions": ""}
-        config = load_config(None, arguments.override, given).entropy
-        found = judge_pairs(make_judge(config), read_pairs(arguments.file), strict=config.equivalence == "strict")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    print(json.dumps({"judge": config.judge, **asdict(found)}))
-
-
-if __name__ == "__main__":
-    main()

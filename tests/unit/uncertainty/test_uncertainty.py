@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from itertools import permutations
 
@@ -15,7 +14,7 @@ from ka2l_ray.models.prompts import PromptConfig, Prompter
 from ka2l_ray.semantics.clustering import Verdict
 from ka2l_ray.semantics.entropy import semantic_entropy
 from ka2l_ray.semantics.judges.exact import ExactJudge
-from ka2l_ray.semantics.pairs import judge_pairs, main
+from ka2l_ray.semantics.pairs import judge_pairs
 from ka2l_ray.uncertainty.p_true import Answered, case, encode, solved_examples
 from ka2l_ray.uncertainty.scores import (
     answer_scores,
@@ -159,19 +158,3 @@ def test_judges_are_held_against_people() -> None:
     assert (exact.accuracy, exact.precision, exact.recall, exact.f1) == (0.5, 0.5, 0.5, 0.5)
     yes = judge_pairs(SaysYes(), rows)
     assert (yes.accuracy, yes.recall, yes.f1) == (0.5, 1.0, pytest.approx(2 / 3))
-
-
-def test_the_harness_of_judged_pairs_as_a_command(tmp_path, capsys, monkeypatch) -> None:
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text(
-        '{"id": "1", "question": null, "a": "Bern", "b": "bern.", "label": 1}\n{"id": "2", "a": "x", "b": "y", "label": 0}\n'
-    )
-    monkeypatch.setattr("sys.argv", ["pairs", str(pairs), "-o", "entropy.judge=exact"])
-    main()
-    found = json.loads(capsys.readouterr().out)
-    assert (found["judge"], found["pairs"], found["accuracy"], found["f1"]) == ("exact", 2, 1.0, 1.0)
-    pairs.write_text('{"id": "1", "a": "Bern", "label": 1}\n')
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 2
-    assert f"{pairs}:1: a pair has the texts 'a' and 'b'" in capsys.readouterr().err
