@@ -20,9 +20,10 @@ from ka2l_ray.acquisition import strategy
 from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model, check_engine
 from ka2l_ray.actors.placement import check_supply, cluster_nodes, with_gpus
-from ka2l_ray.config import NOT_CONTENT, RunConfig
+from ka2l_ray.config import NOT_CONTENT, JudgeSettings, RunConfig
 from ka2l_ray.config_files import dump
 from ka2l_ray.errors import RunMismatchError, UserError
+from ka2l_ray.evaluation import headline, measure
 from ka2l_ray.finetuning.targets import fused_experts
 from ka2l_ray.jobs.stages.annotate import annotate, known_rows, replay
 from ka2l_ray.jobs.stages.entropy import Decided, entropy
@@ -37,8 +38,10 @@ from ka2l_ray.jobs.stages.select import select
 from ka2l_ray.ledger import Ledger
 from ka2l_ray.models.model_files import check_is_model, layers_of, skeleton
 from ka2l_ray.models.prompts import load_prompter
+from ka2l_ray.questions import QuestionReader
 from ka2l_ray.schema import SCHEMA_VERSION
-from ka2l_ray.semantics.judges import verdict_identity
+from ka2l_ray.semantics.judges import judge_place, verdict_identity
+from ka2l_ray.semantics.language import check_language
 from ka2l_ray.store.artefacts import Artefact, RunStore, difference, flatten
 
 logger = logging.getLogger(__name__)
@@ -82,10 +85,20 @@ def check_inputs(config: RunConfig) -> None:
     layers_of(config.model, config.probe.layers)
     _check_adapters_to_come(config)
     strategy(config.selection.strategy)
-    verdict_identity(config.entropy)
+    _check_judges(config)
     for path in (config.pool.questions, config.pool.test, config.annotation.answers):
         if path is not None:
             input_key(path)
+
+
+def _check_judges(config: RunConfig) -> None:
+    """Raise a UserError where a judge is not there, or could not read the questions."""
+    judged = {"entropy": config.pool.questions, "evaluation": config.pool.test}
+    for section, path in judged.items():
+        settings: JudgeSettings = getattr(config, section)
+        verdict_identity(settings, config.reading.normalize)
+        if path is not None:
+            check_language(settings, section, (row["question"] for row in QuestionReader(path)), path)
 
 
 def _check_adapters_to_come(config: RunConfig) -> None:
@@ -117,10 +130,12 @@ def check_resources(config: RunConfig) -> None:
     cpus = {
         "engine": config.engine.replicas * config.engine.reserved_cpus,
         "entropy": float(config.entropy.replicas),
+        "evaluation": 0.0 if judge_place(config.evaluation) == "here" else float(config.evaluation.replicas),
         "probe": float(config.probe.workers),
         "finetune": config.finetune.workers * config.finetune.reserved_cpus,
     }
     gpus = {name: float(workers) for name, workers in cpus.items() if name != "engine"} if config.engine.gpus_each else {}
+    many = {name: "replicas" if name in ("engine", "entropy", "evaluation") else "workers" for name in cpus}
     for kind, demand, spare in (("CPU", cpus, 1), ("GPU", gpus, 0)):
         for section, wanted in demand.items():
             if wanted + spare > there.get(kind, 0):
@@ -128,7 +143,7 @@ def check_resources(config: RunConfig) -> None:
                     f"{section} asks for {wanted:g} {kind}s"
                     + (" and one for its readers" if spare else "")
                     + f", the cluster has "
-                    f"{there.get(kind, 0):g}; lower {section}.{'replicas' if section in ('engine', 'entropy') else 'workers'} "
+                    f"{there.get(kind, 0):g}; lower {section}.{many[section]} "
                     "or join a larger cluster" + (", or set engine.gpus=0 to compute on CPUs" if kind == "GPU" else "")
                 )
 
@@ -251,10 +266,19 @@ class _Loop:
             seed=(self.config.seed, round_),
             engines=self.engines,
             until=self.config.entropy,
+            reading=self.config.reading,
         )
 
     def _entropy(self, name: str, samples: Artefact, decided: Decided | None) -> Artefact:
-        return entropy(self.store, name, samples=samples, config=self.config.entropy, decided=decided, gpus=self._share_of_gpu)
+        return entropy(
+            self.store,
+            name,
+            samples=samples,
+            config=self.config.entropy,
+            reading=self.config.reading,
+            decided=decided,
+            gpus=self._share_of_gpu,
+        )
 
     def _keep_rule(self, uncertainty: Artefact) -> None:
         """Rule ``auto`` is decided once: round 0's rule and threshold stand for the run, and "unknown" means one thing in it."""
@@ -423,8 +447,9 @@ class _Loop:
             seed=(self.config.seed,),
             engines=self.engines,
             before=before,
+            reading=self.config.reading,
         )
-        logger.info("%s: exact match %.3f", name, done.facts["accuracy"])
+        logger.info("%s: %s", name, headline(done.facts))
         return done
 
     def _stopping_rule(self, round_: int, pool: Artefact, scores: Artefact) -> str | None:
@@ -444,7 +469,8 @@ class _Loop:
             curve = [e.facts["accuracy"] for e in self.evaluations]
             best_before = max(curve[: -stopping.plateau_rounds])
             if max(curve[-stopping.plateau_rounds :]) < best_before + stopping.plateau_gain:
-                return f"exact match has not risen by {stopping.plateau_gain} in {stopping.plateau_rounds} rounds"
+                what = measure(self.config.evaluation.judge)
+                return f"{what} has not risen by {stopping.plateau_gain} in {stopping.plateau_rounds} rounds"
         return None
 
 

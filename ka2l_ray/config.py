@@ -8,6 +8,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ka2l_ray.extraction import Extract
+from ka2l_ray.normalization import Form
+from ka2l_ray.reading import Reading
+
 BUNDLED_STUDENT = "bundled:student"
 BUNDLED_JUDGE = "bundled:judge"
 
@@ -172,6 +176,8 @@ class EngineConfig(Section):
 
 JudgeName = Literal["exact", "contains", "nli", "llm", "embedding", "cross_encoder"]
 """Each is a module of ``ka2l_ray.semantics.judges``."""
+JudgePlace = Literal["here", "worker", "gpu"]
+"""Where a judge works: in any process, at once; in a worker; in a worker that holds a model, and takes a GPU where there are."""
 
 
 class JudgeSettings(Section):
@@ -388,10 +394,25 @@ class EvaluationConfig(JudgeSettings):
     """Who says that an answer is right: that it means what one of the accepted answers says, given the question. Figures under it
     stand beside exact match. ``exact``: equal after normalisation; ``contains``: it holds an accepted answer, word for word;
     ``nli``: it entails one; ``llm``, ``embedding``, ``cross_encoder``: it means the same as one."""
+    extract: Literal["last_number", "letter", "regex"] | None = None
+    """What of an answer's text is compared, by metrics, judges and entropy: its last number, the letter of an option, or what
+    ``extract_pattern`` finds; left out: all of it."""
+    extract_pattern: str | None = None
+    """Of ``regex``: the last match counts, or its first group where there is one."""
     bootstrap: int = Field(1000, ge=1)
     """Resamples behind each interval."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """Coverage of each interval."""
+
+    @model_validator(mode="after")
+    def _pattern_of_regex(self) -> Self:
+        if (self.extract == "regex") != (self.extract_pattern is not None):
+            raise ValueError("extract_pattern and extract: regex go together; set both, or neither")
+        try:
+            re.compile(self.extract_pattern or "")
+        except re.error as error:
+            raise ValueError(f"extract_pattern is no regular expression ({error})") from None
+        return self
 
 
 class StoppingConfig(Section):
@@ -402,9 +423,9 @@ class StoppingConfig(Section):
     min_unknown_share: float = Field(0.0, ge=0, le=1)
     """Stop when the share of the pool that is predicted unknown falls below this."""
     plateau_rounds: int | None = Field(None, ge=1)
-    """Stop when exact match on the test set has not risen by ``plateau_gain`` for this many rounds."""
+    """Stop when the share right on the test set (``evaluation.judge``) has not risen by ``plateau_gain`` for this many rounds."""
     plateau_gain: float = Field(0.005, ge=0)
-    """Least rise that counts, in exact match."""
+    """Least rise that counts, as a share of the test set."""
 
 
 class RunConfig(Section):
@@ -418,6 +439,8 @@ class RunConfig(Section):
     """Cluster to join; left out: the one in RAY_ADDRESS, else a local one for this run."""
     reuse: list[str] = []
     """Other run directories whose artefacts are taken over where the content key is equal."""
+    normalize: Form = "unicode"
+    """When two answers, or two questions, are the same: ``unicode`` for any language; ``squad`` is SQuAD's, as in papers."""
     model: ModelConfig
     """The language model that learns."""
     prompt: PromptConfig = PromptConfig()
@@ -442,6 +465,12 @@ class RunConfig(Section):
     """Figures on the test set."""
     stopping: StoppingConfig = StoppingConfig()
     """When the run ends."""
+
+    @property
+    def reading(self) -> Reading:
+        """What of an answer is compared, and its normal form."""
+        how = self.evaluation.extract
+        return Reading(self.normalize, Extract(how, self.evaluation.extract_pattern or "") if how is not None else None)
 
     @model_validator(mode="after")
     def _threshold_known_before_sampling(self) -> Self:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import nltk
 import numpy as np
@@ -31,6 +32,18 @@ class Interval:
     low: float
     high: float
     n: int
+
+
+def measure(judge: str) -> str:
+    """What the share of right answers by a judge is called."""
+    return "exact match" if judge == "exact" else f"right by {judge}"
+
+
+def headline(facts: Mapping[str, Any]) -> str:
+    """An evaluation in a few words: the share that is right, by the judge chosen, and beside it exact match."""
+    exact = f"exact match {facts['by_exact_match']['accuracy']:.3f}"
+    judge = facts["judge"]
+    return exact if judge == "exact" else f"{measure(judge)} {facts['accuracy']:.3f}, {exact}"
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:

@@ -156,6 +156,19 @@ ANNOTATIONS = _schema(
     ],
 )
 
+CORRECTNESS = _schema(
+    "correctness",
+    [
+        _ID,
+        _field("correct", pa.bool_(), "right by the judge, or by exact match"),
+        _field("exact_match", pa.bool_(), "equal to an accepted answer after normalisation"),
+        _field("judge_calls", pa.int32(), "(answer, accepted answer) pairs put to the judge"),
+        _field("cached_verdicts", pa.int32(), "verdicts taken from evaluation.cache"),
+        _field("truncated", pa.int32(), "verdicts on texts longer than the judge takes"),
+        _field("unparsable", pa.int32(), "verdicts that could not be read, taken for wrong"),
+    ],
+)
+
 EVALUATION = _schema(
     "evaluation",
     [
@@ -163,12 +176,14 @@ EVALUATION = _schema(
         _QUESTION,
         _field("prediction", pa.string(), "answer at the evaluation temperature; empty where the question could not be done"),
         _field("answers", pa.list_(pa.string()), "accepted answers"),
+        _field("correct", pa.float64(), "1 or 0, by evaluation.judge"),
         _field("exact_match", pa.float64(), "1 or 0, best over aliases"),
         _field("token_f1", pa.float64(), "0 to 1, best over aliases"),
         _field("rouge_l", pa.float64(), "F-measure, 0 to 1, best over aliases"),
         _field("bleu", pa.float64(), "sentence BLEU, 0 to 1, all aliases as references"),
         _field("meteor", pa.float64(), "0 to 1, best over aliases; null where its data is missing", nullable=True),
-        _field("known_before", pa.bool_(), "greedy answer right before any training", nullable=True),
+        _field("known_before", pa.bool_(), "greedy answer right before any training, by evaluation.judge", nullable=True),
+        _field("exact_match_before", pa.bool_(), "greedy answer right before any training, by exact match", nullable=True),
     ],
 )
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from ka2l_ray.acquisition import STRATEGIES
-from ka2l_ray.config import RunConfig
+from ka2l_ray.config import JudgeName, RunConfig
 from ka2l_ray.config_files import load_config
 from ka2l_ray.jobs.commands.failures import reported
 
@@ -103,6 +103,7 @@ def sample(
                 seed=(at.config.seed, 0),
                 engines=at.engines,
                 until=at.config.entropy,
+                reading=at.config.reading,
             )
         )
 
@@ -144,7 +145,9 @@ def hidden_states(
 def entropy(
     samples: Annotated[str, typer.Option("--samples", help="id, question, generations.")],
     out: Out,
-    judge: Annotated[str, typer.Option("--judge", help="nli, exact, llm or embedding.")] = "nli",
+    judge: Annotated[
+        str, typer.Option("--judge", help=f"Who says that two answers mean the same: {', '.join(get_args(JudgeName))}.")
+    ] = "nli",
     nli_model: Annotated[str | None, typer.Option("--nli-model", help="NLI model, or bundled:judge.")] = None,
     policy: Annotated[str, typer.Option("--policy", help="founder_last or founder_first.")] = "founder_last",
     rule: Annotated[str, typer.Option("--rule", help="ka2l, two_means, quantile or fixed.")] = "ka2l",
@@ -176,10 +179,21 @@ def entropy(
         answered = at.inputs.answered(samples, correct=correct, answers=answers, group=by) if evaluate else None
         states = at.inputs.table(hidden_states) if hidden_states else None
         gpus = 1.0 if at.config.engine.gpus_each else 0.0
-        done = run_stage(at.store, "entropy", samples=at.inputs.samples(samples), config=at.config.entropy, gpus=gpus)
+        given = at.inputs.samples(samples)
+        _check_reads(at.config.entropy, "entropy", given)
+        done = run_stage(at.store, "entropy", samples=given, config=at.config.entropy, reading=at.config.reading, gpus=gpus)
         _say(done)
         if answered is not None:
             _evaluate_uncertainty(at, out, answered, done, p_true_model, states)
+
+
+def _check_reads(settings: Any, section: str, rows: Any) -> None:
+    """Raise a UserError where the judge cannot read these questions."""
+    from ka2l_ray.semantics.language import check_language
+
+    file = rows.storage.parquet_files()[0]
+    questions = rows.storage.read_table(file, columns=["question"])["question"].to_pylist()
+    check_language(settings, section, questions, rows.facts.get("source", rows.url))
 
 
 def _evaluate_uncertainty(at: Stage, out: str, answered: Any, entropy: Any, p_true_model: str | None, states: Any) -> None:
@@ -348,16 +362,18 @@ def evaluate(
     seed: Seed = 0,
     override: Overrides = None,
 ) -> None:
-    """Evaluate: id, question, answers -> prediction, exact_match, token_f1, rouge_l, bleu, meteor, known_before."""
+    """Evaluate: id, question, answers -> prediction, correct (by evaluation.judge), exact_match, token_f1, ..., known_before."""
     with stage(out, override, {"model.path": model, "seed": seed}) as at:
         from ka2l_ray.jobs.commands.inputs import external_model
         from ka2l_ray.jobs.stages.evaluate import evaluate as run_stage
 
+        asked = at.inputs.questions(test)
+        _check_reads(at.config.evaluation, "evaluation", asked)
         _say(
             run_stage(
                 at.store,
                 "evaluation",
-                test=at.inputs.questions(test),
+                test=asked,
                 model=external_model(model, adapter, at.config.model, at.config.prompt),
                 sampling=at.config.sampling,
                 config=at.config.evaluation,
@@ -365,6 +381,7 @@ def evaluate(
                 seed=(at.config.seed,),
                 engines=at.engines,
                 before=at.inputs.table(before) if before else None,
+                reading=at.config.reading,
             )
         )
 

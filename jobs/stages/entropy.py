@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +18,9 @@ from ka2l_ray.config import EntropyConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.stages.progress import Update, progress
 from ka2l_ray.jobs.stages.streaming import map_rows
+from ka2l_ray.reading import READING, Reading
 from ka2l_ray.semantics.abstention import expanded
-from ka2l_ray.semantics.cache import claim, merge
+from ka2l_ray.semantics.cache import shared
 from ka2l_ray.semantics.entropy import agreeing_answers, auto_threshold, labels, threshold
 from ka2l_ray.semantics.judges import judge_gpus, verdict_identity
 from ka2l_ray.semantics.reliability import half_entropies, reliability
@@ -97,15 +96,23 @@ class Decided(NamedTuple):
 
 
 def entropy(
-    store: Store, name: str, *, samples: Artefact, config: EntropyConfig, decided: Decided | None = None, gpus: float = 0.0
+    store: Store,
+    name: str,
+    *,
+    samples: Artefact,
+    config: EntropyConfig,
+    reading: Reading = READING,
+    decided: Decided | None = None,
+    gpus: float = 0.0,
 ) -> Artefact:
     """The entropy table of ``samples``.
 
     Args:
+        reading: of the answers, before they are compared.
         decided: stands in the place of ``config.rule``.
         gpus: of one judge actor.
     """
-    inputs = {"stage": "entropy", "samples": samples.key, "entropy": judge_identity(config), "decided": decided}
+    inputs = {"stage": "entropy", "samples": samples.key, "entropy": judge_identity(config, reading), "decided": decided}
     asked = _answers_asked(samples, config, decided)
     decided_at = _threshold_beforehand(config, decided) if asked is not None or config.label_only else None
 
@@ -119,6 +126,7 @@ def entropy(
                 clusters,
                 checkpoint,
                 config,
+                reading=reading,
                 gpus=gpus,
                 failed=failed,
                 asked=asked,
@@ -132,20 +140,21 @@ def entropy(
     return store.compute(name, inputs, build)
 
 
-def judge_identity(config: EntropyConfig) -> dict[str, Any]:
+def judge_identity(config: EntropyConfig, reading: Reading) -> dict[str, Any]:
     """For content keys: what of the configuration decides clusters and labels.
 
     Raises:
         UserError: no such judge's model, or an NLI model without an entailment label.
     """
     rules = ("rule", "quantile", "threshold", "abstentions", "audit", "label_only")
-    return {**cluster_identity(config), **{name: getattr(config, name) for name in rules}}
+    return {**cluster_identity(config, reading), **{name: getattr(config, name) for name in rules}}
 
 
-def cluster_identity(config: EntropyConfig) -> dict[str, Any]:
+def cluster_identity(config: EntropyConfig, reading: Reading) -> dict[str, Any]:
     """What of the configuration decides clusters."""
+    verdicts = verdict_identity(config, reading.normalize) | {"extract": reading.identity()["extract"]}
     declining = {"patterns": expanded(config.abstention_patterns), "prompt": config.abstention_prompt}
-    return {**verdict_identity(config), "equivalence": config.equivalence, "policy": config.policy, "declining": declining}
+    return {**verdicts, "equivalence": config.equivalence, "policy": config.policy, "declining": declining}
 
 
 def known_threshold(config: EntropyConfig) -> float:
@@ -164,6 +173,7 @@ def cluster_samples(
     checkpoint: Storage,
     config: EntropyConfig,
     *,
+    reading: Reading,
     gpus: float,
     failed: int = 0,
     asked: int | None = None,
@@ -173,33 +183,29 @@ def cluster_samples(
     """Write ``schema.CLUSTERS`` rows of all samples that have answers.
 
     Args:
+        reading: what of an answer is compared, and its normal form.
         gpus: of one judge actor, if its judge is a model here.
         failed: rows that have none.
         asked: answers of a question that is not decided; None: all rows are whole.
         decided_at: nats; where rows are not whole, or only labels are wanted, they get a bound at this threshold.
         on_file: told of each file of ``clusters``.
     """
-    if config.cache is not None:  # a worker's directory is not this one
-        where = config.cache if "://" in config.cache else str(Path(config.cache).absolute())
-        config = config.model_copy(update={"cache": where})
-        claim(where, json.dumps(verdict_identity(config), sort_keys=True))
     there = samples.read_schema(samples.parquet_files()[0]).names
-    map_rows(
-        samples,
-        clusters,
-        worker=ClusterBatch,
-        arguments=(config, asked, decided_at),
-        columns=[name for name in ("question_id", "question", "generations", "finish_reasons") if name in there],
-        actors=config.replicas,
-        cpus=1,
-        gpus=judge_gpus(config, gpus),
-        rows_per_block=ROWS_PER_BLOCK,
-        checkpoint=checkpoint,
-        excluded=failed,
-        on_file=on_file,
-    )
-    if config.cache is not None:
-        merge(config.cache, patience=10)
+    with shared(config, verdict_identity(config, reading.normalize)) as settings:
+        map_rows(
+            samples,
+            clusters,
+            worker=ClusterBatch,
+            arguments=(settings, reading, asked, decided_at),
+            columns=[name for name in ("question_id", "question", "generations", "finish_reasons") if name in there],
+            actors=settings.replicas,
+            cpus=1,
+            gpus=judge_gpus(settings, gpus),
+            rows_per_block=ROWS_PER_BLOCK,
+            checkpoint=checkpoint,
+            excluded=failed,
+            on_file=on_file,
+        )
 
 
 def _counting(clusters: Storage, questions: int, update: Update) -> Callable[[str], None]:

@@ -14,6 +14,7 @@ from ka2l_ray.jobs.stages.progress import progress
 from ka2l_ray.jobs.stages.waves import sample_until_decided
 from ka2l_ray.models.prompt_view import view_prompt
 from ka2l_ray.models.prompts import load_prompter
+from ka2l_ray.reading import READING, Reading
 from ka2l_ray.schema import SCHEMA_VERSION
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage, digest
@@ -30,12 +31,14 @@ def sample(
     seed: tuple[int, ...],
     engines: Engines,
     until: EntropyConfig | None = None,
+    reading: Reading = READING,
 ) -> Artefact:
     """The samples table of ``questions``.
 
     Args:
         seed: (run seed, round); with the question id and the sample index it decides every random number.
         until: how labels are made; with ``sampling.stop_when_decided`` a question draws no more than its label takes.
+        reading: of the answers, where they are held against each other.
     """
     check_engine(model.base, engine, sampling.k)
     how: dict[str, Any] = {
@@ -49,7 +52,7 @@ def sample(
     if sampling.stop_when_decided:
         assert until is not None
         decided_at = known_threshold(until)
-        how["until"] = {**cluster_identity(until), "abstentions": until.abstentions}
+        how["until"] = {**cluster_identity(until, reading), "abstentions": until.abstentions}
     memo = Memo(sampling.memo, digest({"schema_version": SCHEMA_VERSION, **how})) if sampling.memo else None
 
     def build(work: Storage) -> dict[str, Any]:
@@ -67,7 +70,7 @@ def sample(
                 if decided_at is None or until is None:
                     counts = engines.run_shards(model, "sample", work, asked, (sampling, seed, 0, sampling.k), update, of)
                 else:
-                    counts = sample_until_decided(engines, model, work, asked, sampling, seed, until, update, of)
+                    counts = sample_until_decided(engines, model, work, asked, sampling, seed, until, reading, update, of)
             if memo is not None:
                 memo.keep(digest(questions.key), work.read_table(""))
         if memo is not None and len(found):

@@ -14,6 +14,7 @@ from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import EntropyConfig, SamplingConfig
 from ka2l_ray.jobs.stages.entropy import cluster_samples, known_threshold
+from ka2l_ray.reading import Reading
 from ka2l_ray.semantics.clustering import label_decided
 from ka2l_ray.semantics.entropy import waves
 from ka2l_ray.semantics.judges import judge_gpus
@@ -30,6 +31,7 @@ def sample_until_decided(
     sampling: SamplingConfig,
     seed: tuple[int, ...],
     until: EntropyConfig,
+    reading: Reading,
     on_shard: Callable[[int, int], None],
     of: int,
 ) -> dict[str, int]:
@@ -51,7 +53,8 @@ def sample_until_decided(
             _extend(drawn, row)
         if last == sampling.k:
             break
-        asked = asked.filter(pc.is_in(asked["question_id"], value_set=_undecided(engines, here, drawn, asked, sampling.k, until)))
+        undecided = _undecided(engines, here, drawn, asked, sampling.k, until, reading)
+        asked = asked.filter(pc.is_in(asked["question_id"], value_set=undecided))
         if not len(asked):
             break
     table = pa.Table.from_pylist([drawn[i] for i in questions["question_id"].to_pylist()], schema=schema.SAMPLES)
@@ -73,7 +76,13 @@ def _extend(drawn: dict[str, dict[str, Any]], row: dict[str, Any]) -> None:
 
 
 def _undecided(
-    engines: Engines, here: Storage, drawn: dict[str, dict[str, Any]], asked: pa.Table, k: int, until: EntropyConfig
+    engines: Engines,
+    here: Storage,
+    drawn: dict[str, dict[str, Any]],
+    asked: pa.Table,
+    k: int,
+    until: EntropyConfig,
+    reading: Reading,
 ) -> pa.Array:
     """Ids of the questions of this wave whose label at the threshold can still change."""
     at = known_threshold(until)
@@ -83,7 +92,7 @@ def _undecided(
     here.write_table("so_far/samples.parquet", pa.Table.from_pylist(rows, schema=schema.SAMPLES))
     gpus = judge_gpus(until, 1.0 if engines.gpus else 0.0)
     engines.make_room(until.replicas, gpus * until.replicas)
-    cluster_samples(here.at("so_far"), here.at("clusters"), here.at("checkpoint"), until, gpus=gpus)
+    cluster_samples(here.at("so_far"), here.at("clusters"), here.at("checkpoint"), until, reading=reading, gpus=gpus)
     rows = here.at("clusters").read_table("", columns=["question_id", "cluster_ids", "declines"]).to_pylist()
     undecided = [
         row["question_id"]

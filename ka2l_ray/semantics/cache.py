@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 from uuid import uuid4
 
+from ka2l_ray.config import JudgeSettings
 from ka2l_ray.errors import UserError
 from ka2l_ray.semantics.clustering import Judge, Pair, Verdict
+
+S = TypeVar("S", bound=JudgeSettings)
 
 PAGES_KIB = 65536
 AT_ONCE = 500  # keys of one query
@@ -60,19 +65,37 @@ def claim(directory: str, judge: str) -> None:
         UserError: it is another judge's, or lies where sqlite cannot.
     """
     if "://" in directory:
-        raise UserError(f"entropy.cache is {directory}; sqlite needs a path that is mounted on all nodes")
+        raise UserError(f"the judge's cache is {directory}; sqlite needs a path that is mounted on all nodes")
     name = Path(directory) / "judge.json"
     if not name.is_file():
         if Path(directory).exists() and (not Path(directory).is_dir() or any(Path(directory).iterdir())):
-            raise UserError(f"{directory}: this is no cache of verdicts; set entropy.cache to a directory of its own")
+            raise UserError(f"{directory}: this is no cache of verdicts; set its cache to a directory of its own")
         Path(directory).mkdir(parents=True, exist_ok=True)
         name.write_text(judge)
     if name.read_text() != judge:
         raise UserError(
-            f"{directory}: holds the verdicts of another judge ({name.read_text()}); this one is {judge}; "
-            "set another entropy.cache"
+            f"{directory}: holds the verdicts of another judge ({name.read_text()}); this one is {judge}; set another cache"
         )
     merge(directory)
+
+
+@contextmanager
+def shared(settings: S, judge: Mapping[str, Any]) -> Iterator[S]:
+    """The settings for workers, whose directory is not this one, with ``cache`` claimed; what they found is merged at the end.
+
+    Args:
+        judge: what decides its verdicts.
+
+    Raises:
+        UserError: as ``claim``.
+    """
+    if settings.cache is None:
+        yield settings
+        return
+    where = settings.cache if "://" in settings.cache else str(Path(settings.cache).absolute())
+    claim(where, json.dumps(judge, sort_keys=True))
+    yield settings.model_copy(update={"cache": where})
+    merge(where, patience=10)
 
 
 def merge(directory: str, patience: float = 0.0) -> None:

@@ -6,12 +6,18 @@ answer must hold an alias; an answer that is a part of an alias ("A" of "Vitamin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from ka2l_ray.config import JudgeSettings
-from ka2l_ray.questions import normalize_answer
+from ka2l_ray.config import JudgePlace, JudgeSettings
+from ka2l_ray.normalization import Form, normalize_answer
 from ka2l_ray.semantics.clustering import DIFFERENT, SAME, Pair, Verdict
+
+# Thai, Lao, Myanmar, Khmer, kana, Han
+UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+MODEL_KEY: str | None = None
 
 
 class ContainsJudge:
@@ -21,28 +27,41 @@ class ContainsJudge:
         directed: the first must hold the second's, not either the other's.
     """
 
-    def __init__(self, *, directed: bool = False) -> None:
+    def __init__(self, normalize: Form = "unicode", *, directed: bool = False) -> None:
+        self.normalize = normalize
         self.symmetric = not directed
 
     def verdicts(self, questions: Sequence[str], pairs: Sequence[Pair]) -> list[Verdict]:
-        return [SAME if self._holds(normalize_answer(a), normalize_answer(b)) else DIFFERENT for a, b in pairs]
-
-    def _holds(self, a: str, b: str) -> bool:
-        return holds(a, b) or (self.symmetric and holds(b, a))
+        forms = [(normalize_answer(a, self.normalize), normalize_answer(b, self.normalize)) for a, b in pairs]
+        return [SAME if holds(a, b) or (self.symmetric and holds(b, a)) else DIFFERENT for a, b in forms]
 
 
 def holds(text: str, part: str) -> bool:
-    """Whether the words of ``part`` stand in ``text``; nothing stands in no text, and no text holds nothing."""
-    return bool(part) and f" {part} " in f" {text} "
+    """Whether the words of ``part`` stand in ``text``, both in their normal forms; nothing stands in no text.
 
-
-def make(settings: JudgeSettings) -> ContainsJudge:
-    return ContainsJudge()
-
-
-def identity(settings: JudgeSettings) -> dict[str, Any]:
-    return {}
-
-
-def holds_model(settings: JudgeSettings) -> bool:
+    Words end at a space; in scripts that are written without spaces a part may begin and end anywhere.
+    """
+    at = text.find(part) if part else -1
+    while at >= 0:
+        end = at + len(part)
+        if _apart(text[at - 1 : at] if at else "", part[0]) and _apart(part[-1], text[end : end + 1]):
+            return True
+        at = text.find(part, at + 1)
     return False
+
+
+def _apart(left: str, right: str) -> bool:
+    """Whether a word may end between two neighbouring characters, or at an end of the text."""
+    return not left.strip() or not right.strip() or bool(UNSPACED.match(left) or UNSPACED.match(right))
+
+
+def make(settings: JudgeSettings, normalize: Form, directed: bool) -> ContainsJudge:
+    return ContainsJudge(normalize, directed=directed)
+
+
+def identity(settings: JudgeSettings, normalize: Form) -> dict[str, Any]:
+    return {"normalize": normalize}
+
+
+def place(settings: JudgeSettings) -> JudgePlace:
+    return "here"

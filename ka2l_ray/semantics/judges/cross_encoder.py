@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
-from ka2l_ray.config import JudgeSettings, ModelConfig
+from ka2l_ray.config import JudgePlace, JudgeSettings, ModelConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.batching import enough_tokens
 from ka2l_ray.models.model_files import model_identity
-from ka2l_ray.questions import normalize_answer
+from ka2l_ray.normalization import Form, normalize_answer
 from ka2l_ray.semantics.clustering import CONTRADICTION, ENTAILMENT, SAME, Pair, Verdict, joined
 from ka2l_ray.semantics.texts import EncoderKind, Texts, load_encoder, load_encoder_config
 
@@ -29,20 +29,30 @@ THRESHOLD_KEY = "same_answer_threshold"
 UNTOLD_THRESHOLD = 0.5
 NAMES_OF_SAME = ("same", "equivalent", "entail", "duplicate", "paraphrase", "yes", "true", "label_1")
 
+MODEL_KEY: str | None = "cross_encoder"
+
 
 class CrossEncoderJudge:
     """Two answers mean the same where the model's mean probability of it over both orders is ``threshold`` or more.
 
     Args:
         path: directory or hub name.
-        threshold: None: the one in the model's ``config.json``, else 0.5.
+        threshold: of P(the same); None: the one in the model's ``config.json``, else 0.5.
         batch_tokens: padded tokens of one forward pass.
         device: as torch names it; left out: the first GPU, or the CPU where there is none.
     """
 
     symmetric = True
 
-    def __init__(self, path: str, *, threshold: float | None = None, batch_tokens: int = 4096, device: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        threshold: float | None = None,
+        normalize: Form = "unicode",
+        batch_tokens: int = 4096,
+        device: str | None = None,
+    ) -> None:
         config = load_encoder_config(path, CROSS_ENCODER)
         self.same = same_label(config, path)
         self.threshold = threshold_of(config) if threshold is None else threshold
@@ -51,14 +61,18 @@ class CrossEncoderJudge:
         self.model = load_encoder(path, CROSS_ENCODER, dtype=torch.float32)
         self.model.eval().to(self.device)
         self.batch_tokens = batch_tokens
+        self.normalize = normalize
 
     def verdicts(self, questions: Sequence[str], pairs: Sequence[Pair]) -> list[Verdict]:
         verdicts = [SAME] * len(pairs)
-        open_ = [i for i, (a, b) in enumerate(pairs) if normalize_answer(a) != normalize_answer(b)]
+        open_ = [i for i, (a, b) in enumerate(pairs) if self._form(a) != self._form(b)]
         found, truncated = self.probabilities([questions[i] for i in open_], [pairs[i] for i in open_])
         for row, i in enumerate(open_):
             verdicts[i] = Verdict(ENTAILMENT if found[row] >= self.threshold else CONTRADICTION, truncated=row in truncated)
         return verdicts
+
+    def _form(self, answer: str) -> str:
+        return normalize_answer(answer, self.normalize)
 
     @torch.inference_mode()
     def probabilities(self, questions: Sequence[str], pairs: Sequence[Pair]) -> tuple[list[float], set[int]]:
@@ -100,14 +114,17 @@ def threshold_of(config: PretrainedConfig) -> float:
     return float(getattr(config, THRESHOLD_KEY, UNTOLD_THRESHOLD))
 
 
-def make(settings: JudgeSettings) -> CrossEncoderJudge:
+def make(settings: JudgeSettings, normalize: Form, directed: bool) -> CrossEncoderJudge:
     assert settings.cross_encoder is not None
     return CrossEncoderJudge(
-        settings.cross_encoder, threshold=settings.cross_encoder_threshold, batch_tokens=settings.batch_tokens
+        settings.cross_encoder,
+        threshold=settings.cross_encoder_threshold,
+        normalize=normalize,
+        batch_tokens=settings.batch_tokens,
     )
 
 
-def identity(settings: JudgeSettings) -> dict[str, Any]:
+def identity(settings: JudgeSettings, normalize: Form) -> dict[str, Any]:
     assert settings.cross_encoder is not None
     config = load_encoder_config(settings.cross_encoder, CROSS_ENCODER)
     same_label(config, settings.cross_encoder)
@@ -115,8 +132,9 @@ def identity(settings: JudgeSettings) -> dict[str, Any]:
     return {
         "cross_encoder": model_identity(ModelConfig(path=settings.cross_encoder)),
         "cross_encoder_threshold": threshold_of(config) if threshold is None else threshold,
+        "normalize": normalize,
     }
 
 
-def holds_model(settings: JudgeSettings) -> bool:
-    return True
+def place(settings: JudgeSettings) -> JudgePlace:
+    return "gpu"

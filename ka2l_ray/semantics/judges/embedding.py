@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ka2l_ray.config import JudgeSettings, ModelConfig
+from ka2l_ray.config import JudgePlace, JudgeSettings, ModelConfig
 from ka2l_ray.models.model_files import model_identity
+from ka2l_ray.normalization import Form
 from ka2l_ray.semantics.clustering import CONTRADICTION, ENTAILMENT, Pair, Verdict, joined
 from ka2l_ray.semantics.encoder import SENTENCE_ENCODER, SentenceEncoder
 from ka2l_ray.semantics.texts import load_encoder_config
+
+MODEL_KEY: str | None = "encoder"
 
 
 class EmbeddingJudge:
@@ -38,14 +41,14 @@ class EmbeddingJudge:
         ]
 
 
-def make(settings: JudgeSettings) -> EmbeddingJudge:
+def make(settings: JudgeSettings, normalize: Form, directed: bool) -> EmbeddingJudge:
     return EmbeddingJudge(settings.encoder, threshold=settings.similarity, batch_tokens=settings.batch_tokens)
 
 
-def identity(settings: JudgeSettings) -> dict[str, Any]:
+def identity(settings: JudgeSettings, normalize: Form) -> dict[str, Any]:
     load_encoder_config(settings.encoder, SENTENCE_ENCODER)
     return {"encoder": model_identity(ModelConfig(path=settings.encoder)), "similarity": settings.similarity}
 
 
-def holds_model(settings: JudgeSettings) -> bool:
-    return True
+def place(settings: JudgeSettings) -> JudgePlace:
+    return "gpu"

@@ -8,16 +8,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ka2l_ray.config import JudgeSettings, ModelConfig, PromptConfig
+from ka2l_ray.config import JudgePlace, JudgeSettings, ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.models.model_files import check_is_model, model_identity
 from ka2l_ray.models.prompts import load_quiet_prompter, without_thinking
 from ka2l_ray.models.thinking import answer_start
+from ka2l_ray.normalization import Form
 from ka2l_ray.semantics.clustering import DIFFERENT, NEUTRAL, SAME, Pair, Verdict
 
 KEY_VARIABLE = "KA2L_JUDGE_API_KEY"
 GREEDY = 1e-4  # temperature at which the likeliest token is drawn
+
+MODEL_KEY: str | None = None
 
 
 class LLMJudge:
@@ -100,7 +103,7 @@ def local_model(path: str, *, batch_tokens: int, max_tokens: int = 8) -> Callabl
     return ask
 
 
-def make(settings: JudgeSettings) -> LLMJudge:
+def make(settings: JudgeSettings, normalize: Form, directed: bool) -> LLMJudge:
     assert settings.llm_model is not None
     if settings.endpoint is not None:
         ask = endpoint(settings.endpoint, settings.llm_model, os.environ.get(KEY_VARIABLE))
@@ -109,7 +112,7 @@ def make(settings: JudgeSettings) -> LLMJudge:
     return LLMJudge(ask, settings.llm_prompt)
 
 
-def identity(settings: JudgeSettings) -> dict[str, Any]:
+def identity(settings: JudgeSettings, normalize: Form) -> dict[str, Any]:
     assert settings.llm_model is not None
     served: Any = settings.llm_model
     if settings.endpoint is None:
@@ -120,5 +123,5 @@ def identity(settings: JudgeSettings) -> dict[str, Any]:
     return {"llm_model": served, "llm_prompt": settings.llm_prompt}
 
 
-def holds_model(settings: JudgeSettings) -> bool:
-    return settings.endpoint is None
+def place(settings: JudgeSettings) -> JudgePlace:
+    return "gpu" if settings.endpoint is None else "worker"

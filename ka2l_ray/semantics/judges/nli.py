@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
-from ka2l_ray.config import JudgeSettings, ModelConfig
+from ka2l_ray.config import JudgePlace, JudgeSettings, ModelConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.batching import enough_tokens
 from ka2l_ray.models.model_files import model_identity
+from ka2l_ray.normalization import Form
 from ka2l_ray.semantics.clustering import CONTRADICTION, ENTAILMENT, NEUTRAL, Pair, Verdict, joined
 from ka2l_ray.semantics.deberta import precompute_positions
 from ka2l_ray.semantics.texts import EncoderKind, Texts, load_encoder, load_encoder_config
@@ -22,6 +23,8 @@ from ka2l_ray.world import bundled_path
 logger = logging.getLogger(__name__)
 
 NLI_MODEL = EncoderKind("NLI model", AutoModelForSequenceClassification)
+
+MODEL_KEY: str | None = "nli_model"
 
 
 class NLIJudge:
@@ -107,14 +110,14 @@ def label_verdicts(config: PretrainedConfig, path: str) -> dict[int, int]:
     return found
 
 
-def make(settings: JudgeSettings) -> NLIJudge:
+def make(settings: JudgeSettings, normalize: Form, directed: bool) -> NLIJudge:
     return NLIJudge(settings.nli_model, batch_tokens=settings.batch_tokens)
 
 
-def identity(settings: JudgeSettings) -> dict[str, Any]:
+def identity(settings: JudgeSettings, normalize: Form) -> dict[str, Any]:
     label_verdicts(load_encoder_config(settings.nli_model, NLI_MODEL), settings.nli_model)
     return {"nli_model": model_identity(ModelConfig(path=settings.nli_model))}
 
 
-def holds_model(settings: JudgeSettings) -> bool:
-    return True
+def place(settings: JudgeSettings) -> JudgePlace:
+    return "gpu"

@@ -1,0 +1,99 @@
+"""Correctness by the judge of the configuration: in workers of its own where it is a model, here where it only compares texts."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ka2l_ray.actors.engines import Engines
+from ka2l_ray.actors.judge import CorrectBatch, correctness_table
+from ka2l_ray.config import EvaluationConfig
+from ka2l_ray.errors import UserError
+from ka2l_ray.jobs.stages.progress import progress
+from ka2l_ray.jobs.stages.streaming import map_rows
+from ka2l_ray.reading import Reading
+from ka2l_ray.semantics.cache import shared
+from ka2l_ray.semantics.correctness import judge_answers
+from ka2l_ray.semantics.judges import judge_gpus, judge_place, make_judge, verdict_identity
+from ka2l_ray.store.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+ROWS_PER_BLOCK = 512  # answers that are judged together
+COUNTS = ("judge_calls", "cached_verdicts", "truncated", "unparsable")
+ASKED = ["question_id", "question", "prediction", "answers"]
+
+
+def correctness_identity(config: EvaluationConfig, reading: Reading) -> dict[str, Any]:
+    """For content keys: what decides whether an answer is right.
+
+    Raises:
+        UserError: no such judge's model.
+    """
+    return {**verdict_identity(config, reading.normalize), **reading.identity()}
+
+
+def correctness(
+    name: str, answered: pa.Table, work: Storage, *, config: EvaluationConfig, reading: Reading, engines: Engines
+) -> tuple[pa.Table, dict[str, int]]:
+    """(``schema.CORRECTNESS`` rows of ``answered``, what they cost).
+
+    Args:
+        answered: question_id, question, prediction, answers; in memory, as a test set is.
+        work: for what workers read and write; an earlier attempt's rows there are taken up.
+        engines: they make room for a judge's workers.
+
+    Raises:
+        UserError: half of a language model's verdicts could not be read.
+    """
+    if judge_place(config) == "here":
+        judge = None if config.judge == "exact" else make_judge(config, reading.normalize, directed=True)
+        ids, questions, predictions, accepted = (answered[column].to_pylist() for column in ASKED)
+        found = correctness_table(ids, judge_answers(questions, predictions, accepted, judge, reading))
+    else:
+        work.write_table("answered/answered.parquet", answered.select(ASKED))
+        gpus = judge_gpus(config, 1.0 if engines.gpus else 0.0)
+        engines.make_room(config.replicas, gpus * config.replicas)
+        with progress(f"judge {name}") as update, shared(config, verdict_identity(config, reading.normalize)) as settings:
+            rows = 0
+
+            def on_file(file: str) -> None:
+                nonlocal rows
+                rows += work.at("correctness").read_table(file, columns=["question_id"]).num_rows
+                update(rows, len(answered))
+
+            map_rows(
+                work.at("answered"),
+                work.at("correctness"),
+                worker=CorrectBatch,
+                arguments=(settings, reading),
+                columns=ASKED,
+                actors=config.replicas,
+                cpus=1,
+                gpus=gpus,
+                rows_per_block=ROWS_PER_BLOCK,
+                checkpoint=work.at("checkpoint"),
+                on_file=on_file,
+            )
+        found = work.at("correctness").read_table("")
+    counts = {column: pc.sum(found[column]).as_py() or 0 for column in COUNTS}
+    _warn(name, counts)
+    return found, counts
+
+
+def _warn(name: str, counts: dict[str, int]) -> None:
+    if counts["unparsable"] > 0.5 * max(1, counts["judge_calls"]):
+        raise UserError(
+            f"{name}: {counts['unparsable']} of {counts['judge_calls']} verdicts could not be read: the judge said neither "
+            "yes nor no; change evaluation.llm_prompt, or give another evaluation.llm_model"
+        )
+    notes = {
+        "verdicts are on texts longer than the judge takes, of which it did not see all": counts["truncated"],
+        "verdicts could not be read and were taken for wrong": counts["unparsable"],
+    }
+    for note, count in notes.items():
+        if count:
+            logger.warning("%s: %d %s", name, count, note)
