@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ka2l_ray.questions import normalize_answer
+from ka2l_ray.normalization import normalize_answer
 from ka2l_ray.semantics.clustering import Counts, Pair, Verdict, cluster_answers, joined
 from ka2l_ray.semantics.entropy import labels, semantic_entropy
 from ka2l_ray.semantics.judges.nli import NLIJudge

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ka2l_ray.questions import normalize_question
+from ka2l_ray.normalization import normalize_question
 
 HERE = Path(__file__).resolve().parent
 FILES = ("sciq.jsonl", "webquestions.jsonl")

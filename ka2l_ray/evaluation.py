@@ -19,7 +19,7 @@ from nltk.translate.meteor_score import meteor_score
 from numpy.typing import NDArray
 from rouge_score.rouge_scorer import RougeScorer
 
-from ka2l_ray.questions import normalize_answer
+from ka2l_ray.normalization import normalize_answer
 
 METRICS = ("exact_match", "token_f1", "rouge_l", "bleu", "meteor")
 

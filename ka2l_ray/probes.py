@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ka2l_ray.config import ProbeConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.questions import normalize_question
+from ka2l_ray.normalization import normalize_question
 from ka2l_ray.seeds import derive_seed
 from ka2l_ray.uncertainty.ranking import auroc
 

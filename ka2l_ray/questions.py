@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,22 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ka2l_ray.errors import UserError
+from ka2l_ray.normalization import normalize_question
 from ka2l_ray.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
-
-_PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]")
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-
-
-def normalize_answer(text: str) -> str:
-    """SQuAD normalisation: lower case, no punctuation, no articles, single spaces."""
-    return " ".join(_ARTICLES.sub(" ", _PUNCTUATION.sub("", text.lower())).split())
-
-
-def normalize_question(text: str) -> str:
-    """What makes two questions the same question: lower case, punctuation and runs of space as one space."""
-    return " ".join(_PUNCTUATION.sub(" ", text.lower()).split())
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

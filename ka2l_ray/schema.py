@@ -9,7 +9,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 Position = Literal["last_prompt_token", "answer_token"]
 """Of a hidden state: KA2L's, or the last token but one of the greedy-like answer (the SLT of the semantic-entropy probes)."""

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from ka2l_ray import schema
 from ka2l_ray.errors import UserError
-from ka2l_ray.questions import QuestionReader, answers_of, normalize_question, read_rows, row_id
+from ka2l_ray.normalization import normalize_question
+from ka2l_ray.questions import QuestionReader, answers_of, read_rows, row_id
 from ka2l_ray.seeds import derive_seed
 from ka2l_ray.store.artefacts import Artefact, Store, committed_artefact
 from ka2l_ray.store.storage import Storage, file_digest

@@ -16,6 +16,7 @@ from ka2l_ray.api.model import PromptedModel
 from ka2l_ray.config import ProbeConfig
 from ka2l_ray.config_files import validate_section
 from ka2l_ray.errors import UserError
+from ka2l_ray.normalization import normalize_question
 from ka2l_ray.probes import (
     DegenerateLabelsError,
     LayerFit,
@@ -26,7 +27,6 @@ from ka2l_ray.probes import (
     probe_from_bytes,
     probe_to_bytes,
 )
-from ka2l_ray.questions import normalize_question
 
 FILE = "probe.safetensors"
 States = dict[int, NDArray[np.float32]]

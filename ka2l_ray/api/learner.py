@@ -28,8 +28,9 @@ from ka2l_ray.finetuning.rows import encode_rows
 from ka2l_ray.finetuning.training import fine_tune
 from ka2l_ray.models.lent import as_it_was
 from ka2l_ray.models.model_files import has_adapter
+from ka2l_ray.normalization import normalize_question
 from ka2l_ray.probes import DegenerateLabelsError
-from ka2l_ray.questions import answers_of, normalize_question
+from ka2l_ray.questions import answers_of
 from ka2l_ray.seeds import derive_seed, generator
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from ka2l_ray.evaluation import rouge_l
+from ka2l_ray.normalization import normalize_question
 from ka2l_ray.probes import logistic_regression, p_unknown
-from ka2l_ray.questions import normalize_question
 from ka2l_ray.semantics.entropy import bias_corrected_entropy, rao_semantic_entropy, regular_entropy, semantic_entropy
 from ka2l_ray.uncertainty.ranking import auroc
 

@@ -17,8 +17,6 @@ from ka2l_ray.config_files import load_config
 from ka2l_ray.jobs.session import ray_session
 from ka2l_ray.world.facts import World
 
-SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_address() -> Iterator[str]:
@@ -75,10 +73,3 @@ def write_config(document: dict[str, Any], tmp_path: Path) -> str:
 def write_lines(path: str | Path, rows: list[dict[str, Any]]) -> str:
     Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    if not SHARED_DATA.is_dir():
-        pytest.skip("the public data (../shared/data) is not beside this checkout")
-    return SHARED_DATA

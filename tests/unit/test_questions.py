@@ -1,4 +1,4 @@
-"""Reading questions: normalisation, both formats, and every fault named with its place."""
+"""Reading questions: both formats, and every fault named with its place."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ka2l_ray.errors import UserError
-from ka2l_ray.questions import QuestionReader, normalize_answer, normalize_question, read_rows, row_id
+from ka2l_ray.questions import QuestionReader, read_rows, row_id
 
 ROWS = [
     {"id": "a", "question": "Where was Fra born?", "answers": ["Quast", "the city of Quast"]},
@@ -40,40 +38,6 @@ def fault(path: Path) -> str:
         list(QuestionReader(path))
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "normal"),
-    [
-        ("The Eiffel  Tower!", "eiffel tower"),
-        ("a cat, an owl and the theatre", "cat owl and theatre"),
-        ("U.S.A.", "usa"),
-        ("twenty-one", "twentyone"),
-        ("The", ""),
-        ("Ümläut's", "ümläuts"),
-    ],
-)
-def test_normalize_answer_is_squads(text: str, normal: str) -> None:
-    assert normalize_answer(text) == normal
-
-
-@pytest.mark.parametrize(
-    ("text", "normal"),
-    [
-        ("Where  was\tFra born?", "where was fra born"),
-        ("where was Fra-born", "where was fra born"),
-        ("Is it the one?", "is it the one"),
-        ("Who's there?!", "who s there"),
-        ("???", ""),
-    ],
-)
-def test_normalize_question_drops_case_punctuation_and_runs_of_space(text: str, normal: str) -> None:
-    assert normalize_question(text) == normal
-
-
-@given(st.text(max_size=40))
-def test_normalising_twice_changes_nothing(text: str) -> None:
-    assert normalize_question(normalize_question(text)) == normalize_question(text)
 
 
 def test_jsonl_parquet_and_a_directory_of_parquet_give_the_same_rows(tmp_path: Path) -> None:

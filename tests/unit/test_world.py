@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ka2l_ray.questions import normalize_answer, normalize_question
+from ka2l_ray.normalization import normalize_answer, normalize_question
 from ka2l_ray.world import bundled_path
 from ka2l_ray.world.facts import BOUNDARY_TRUE_SHARE, GROUP_SHARES, Fact, Group, World
 from ka2l_ray.world.lexicon import PHRASINGS, VAGUE, spelled_year

@@ -1,0 +1,195 @@
+"""The same answer, the same question: by examples in many scripts, and by what must hold of any text."""
+
+from __future__ import annotations
+
+import unicodedata
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ka2l_ray.normalization import Form, normalize_answer, normalize_question
+
+SAME = [
+    ("巴黎。", "巴黎"),
+    ("café", "cafe\u0301"),
+    ("１９６９", "1969"),
+    ("٣", "3"),
+    ("rock ’n’ roll", "rock 'n' roll"),
+    ("“The Beatles”", "Beatles"),
+    ("Straße", "STRASSE"),
+    ("Paris\u200b", "\u200fParis\ufeff"),
+    ("「東京」", "東京"),
+    ("巴黎、伦敦", "巴黎，伦敦"),
+    ("¿Qué?", "qué"),
+    ("The Eiffel  Tower!", "an Eiffel Tower"),
+    ("**Paris**", "`Paris`."),
+    ("- Paris", "Paris"),
+    ("U.S.A", "USA."),
+    ("J. K. Rowling", "J.K. Rowling"),
+    ("10 a.m.", "10 AM"),
+    ("Washington, D.C.", "Washington DC"),
+    ("O’Brien", "O'Brien"),
+    ("well-known", "well known"),
+    ("COVID-19", "COVID 19"),
+    ("Paris — the city", "Paris, city"),
+    ("Iron(III)", "iron (III)"),
+    ("Simon & Garfunkel", "Simon and Garfunkel"),
+    ("Coca-Cola™", "Coca Cola"),
+    ("AC / DC", "AC/DC"),
+    ("1,000", "1000"),
+    ("1\u202f000 km", "1,000 km"),
+    ("$1,234.50", "$ 1234.50"),
+    (".5", "0.5"),
+    ("+5", "5"),
+    ("−5", "-5"),
+    ("(–5)", "- 5"),
+    ("1914 – 1918", "1914—1918"),
+    ("½", "1/2"),
+    ("2½", "2 1/2"),
+    ("5\u00a0%.", "５％"),
+    ("H₂O", "H2O"),
+    ("Ca²⁺", "Ca2+"),
+    ("²³⁵U", "235U"),
+    ("10⁻²", "10^-2"),
+    ("C♯", "C#"),
+    ("Ｃ＋＋.", "C++"),
+]
+DIFFERENT = [
+    ("", "A"),
+    ("the", "a"),
+    ("3.5", "35"),
+    ("−5", "5"),
+    ("-$5", "$5"),
+    ("−(5)", "5"),
+    ("-.5", ".5"),
+    ("-x", "x"),
+    ("1/2", "12"),
+    ("½", "12"),
+    ("2½", "21/2"),
+    ("3-5", "35"),
+    ("1,5", "15"),
+    ("1,5", "1.5"),
+    ("0,123", "123"),
+    ("10:30", "1030"),
+    ("(1, 2)", "12"),
+    ("10²", "102"),
+    ("10₂", "102"),
+    ("2ⁿ", "2n"),
+    ("5①", "51"),
+    ("1e-5", "1e5"),
+    ("5%", "5"),
+    ("$5", "5"),
+    ("$5", "£5"),
+    ("C++", "C"),
+    ("C#", "C"),
+    ("C#", "C++"),
+    (".NET", "net"),
+    ("Vitamin", "Vitamin A"),
+    ("hepatitis A virus", "hepatitis virus"),
+    ("A and B", "B"),
+    ("A-", "A"),
+    ("A-", "A+"),
+    ("Cl⁻", "Cl"),
+    ("cafe", "café"),
+]
+forms = st.sampled_from(["unicode", "squad"])
+awkward = st.text("aAb the 01,.:-—–'’\"+/%&$#°²₂½()①*_!?。、Ⅳİßé\u200b\u00a0", max_size=14)
+numbers = st.one_of(st.integers(-(10**9), 10**9).map(Decimal), st.decimals(-(10**6), 10**6, places=3, allow_nan=False))
+
+
+@pytest.mark.parametrize(("a", "b"), SAME)
+def test_two_spellings_are_one_answer(a: str, b: str) -> None:
+    assert normalize_answer(a) == normalize_answer(b) != ""
+
+
+@pytest.mark.parametrize(("a", "b"), DIFFERENT)
+def test_two_answers_stay_two(a: str, b: str) -> None:
+    assert normalize_answer(a) != normalize_answer(b)
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("A", "a"),
+        ("the", "the"),
+        ("The The", "the the"),
+        ("A the cat", "cat"),
+        ("...", "..."),
+        ("+", "+"),
+        ("", ""),
+        ("\u200b", ""),
+    ],
+)
+def test_articles_and_punctuation_are_dropped_only_if_something_remains(text: str, normal: str) -> None:
+    assert normalize_answer(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The Eiffel  Tower!", "eiffel tower"),
+        ("a cat, an owl and the theatre", "cat owl and theatre"),
+        ("U.S.A.", "usa"),
+        ("twenty-one", "twentyone"),
+        ("C++", "c"),
+        ("The", "the"),
+        ("A.", "a"),
+        ("Ümläut's", "ümläuts"),
+    ],
+)
+def test_squad_is_squads_but_for_texts_of_which_it_leaves_nothing(text: str, normal: str) -> None:
+    assert normalize_answer(text, "squad") == normal
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("What’s it?", "What's it"),
+        ("where was Fra-born", "Where  was\tFra born?"),
+        ("In the U.S.?", "in the US"),
+        ("3+5", "3 + 5?"),
+    ],
+)
+def test_one_question(a: str, b: str) -> None:
+    assert normalize_question(a) == normalize_question(b)
+
+
+@pytest.mark.parametrize(("a", "b"), [("3 + 5", "3 - 5"), ("3 * 5?", "3 / 5?"), ("Is it?", "Is it the?"), ("x - 1", "x 1")])
+def test_two_questions(a: str, b: str) -> None:
+    assert normalize_question(a) != normalize_question(b)
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("Where  was\tFra born?", "where was fra born"),
+        ("where was Fra-born", "where was fra born"),
+        ("Who's there?!", "who s there"),
+    ],
+)
+def test_squads_questions_hold_no_punctuation(text: str, normal: str) -> None:
+    assert normalize_question(text, "squad") == normal
+
+
+@settings(deadline=None)
+@given(st.one_of(awkward, st.text(max_size=30)), forms)
+def test_normalising_twice_changes_nothing(text: str, form: Form) -> None:
+    for normalize in (normalize_answer, normalize_question):
+        assert normalize(normalize(text, form), form) == normalize(text, form)
+
+
+@given(numbers, numbers, st.sampled_from(["", "{} km", "about {}", "({})", "“{}”.", "{}%", "${}", "it is {}!", "in {}, he said"]))
+def test_numbers_that_differ_stay_different(a: Decimal, b: Decimal, around: str) -> None:
+    texts = [(around or "{}").format(f"{number:f}") for number in (a, b)]
+    assert a == b or normalize_answer(texts[0]) != normalize_answer(texts[1])
+    grouped = (around or "{}").format(f"{a:,f}").replace("-", "−")
+    assert normalize_answer(grouped) == normalize_answer(texts[0])
+
+
+@given(st.one_of(awkward, st.text(max_size=20)), forms)
+def test_no_answer_that_shows_something_equals_the_empty_text(text: str, form: Form) -> None:
+    shows = any(unicodedata.category(c)[0] in "LNPS" and unicodedata.normalize("NFKC", c).strip() for c in text)
+    if shows and not any(c in "\u115f\u1160\u3164\uffa0" for c in text):
+        assert normalize_answer(text, form) != ""
