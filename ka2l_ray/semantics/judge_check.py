@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from ka2l_ray.questions import normalize_answer
+from ka2l_ray.normalization import normalize_answer
 from ka2l_ray.seeds import derive_seed
 
 STRATA = ("merged", "merged, borderline", "separated", "separated, borderline")
