@@ -26,6 +26,7 @@ from ka2l_ray.errors import RunMismatchError, UserError
 from ka2l_ray.evaluation import headline, measure
 from ka2l_ray.finetuning.targets import fused_experts
 from ka2l_ray.jobs.stages.annotate import annotate, known_rows, replay
+from ka2l_ray.jobs.stages.bert_score import bert_score_identity
 from ka2l_ray.jobs.stages.entropy import Decided, entropy
 from ka2l_ray.jobs.stages.evaluate import evaluate
 from ka2l_ray.jobs.stages.finetune import finetune
@@ -86,6 +87,7 @@ def check_inputs(config: RunConfig) -> None:
     _check_adapters_to_come(config)
     strategy(config.selection.strategy)
     _check_judges(config)
+    bert_score_identity(config.evaluation)
     for path in (config.pool.questions, config.pool.test, config.annotation.answers):
         if path is not None:
             input_key(path)

@@ -1,11 +1,11 @@
 """Answers held against their aliases: exact match, token F1, ROUGE-L, BLEU, METEOR; bootstrap intervals; forgetting.
 
-Every metric is the best over the aliases, except BLEU, which takes them as its several references.
+Every metric is the best over the aliases, except BLEU, which takes them as its several references. In languages without spaces a
+word is a character (``words``). A prediction that says nothing is right in none.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,10 @@ from nltk.translate.meteor_score import meteor_score
 from numpy.typing import NDArray
 from rouge_score.rouge_scorer import RougeScorer
 
-from ka2l_ray.normalization import normalize_answer
+from ka2l_ray.normalization import Form, normalize_answer, normalize_question
+from ka2l_ray.words import spaced
 
-METRICS = ("exact_match", "token_f1", "rouge_l", "bleu", "meteor")
+METRICS = ("exact_match", "token_f1", "rouge_l", "bleu", "meteor", "bert_score")
 
 
 @dataclass(frozen=True)
@@ -46,57 +47,54 @@ def headline(facts: Mapping[str, Any]) -> str:
     return exact if judge == "exact" else f"{measure(judge)} {facts['accuracy']:.3f}, {exact}"
 
 
-def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 where the prediction equals any alias after SQuAD normalisation."""
-    wanted = normalize_answer(prediction)
-    return float(any(normalize_answer(answer) == wanted for answer in answers))
+def exact_match(prediction: str, answers: Sequence[str], form: Form = "unicode") -> float:
+    """1 where the prediction says something and equals any alias in its normal form."""
+    wanted = normalize_answer(prediction, form)
+    return float(bool(wanted) and any(normalize_answer(answer, form) == wanted for answer in answers))
 
 
-def token_f1(prediction: str, answers: Sequence[str]) -> float:
-    """Best F1 of normalised tokens (SQuAD)."""
-    return max((_f1(normalize_answer(prediction).split(), normalize_answer(a).split()) for a in answers), default=0.0)
+def token_f1(prediction: str, answers: Sequence[str], form: Form = "unicode") -> float:
+    """Best F1 of the words of the normal forms (SQuAD's, where the form is)."""
+    predicted = spaced(normalize_answer(prediction, form)).split()
+    return max((_f1(predicted, spaced(normalize_answer(answer, form)).split()) for answer in answers), default=0.0)
 
 
 def rouge_l(prediction: str, answers: Sequence[str]) -> float:
-    """Best ROUGE-L F-measure."""
+    """Best ROUGE-L F-measure; words as in ``normalize_question``: articles count."""
     return max((float(_rouge().score(answer, prediction)["rougeL"].fmeasure) for answer in answers), default=0.0)
 
 
 def bleu(prediction: str, answers: Sequence[str]) -> float:
     """Sentence BLEU against all aliases, 0 to 1 (sacrebleu, effective order, as answers are short)."""
-    return float(sacrebleu.sentence_bleu(prediction, list(answers), use_effective_order=True).score) / 100
+    references = [spaced(answer) for answer in answers]
+    return float(sacrebleu.sentence_bleu(spaced(prediction), references, use_effective_order=True).score) / 100
 
 
 def corpus_bleu(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
     """Corpus BLEU, 0 to 100, rows with fewer aliases than the most leaving their streams empty."""
-    streams = [[row[i] if i < len(row) else None for row in answers] for i in range(max(map(len, answers)))]
-    return float(sacrebleu.corpus_bleu(list(predictions), streams).score)
+    streams = [[spaced(row[i]) if i < len(row) else None for row in answers] for i in range(max(map(len, answers)))]
+    return float(sacrebleu.corpus_bleu([spaced(prediction) for prediction in predictions], streams).score)
 
 
-def meteor(prediction: str, answers: Sequence[str]) -> float | None:
-    """Best METEOR (nltk), with WordNet synonyms where its data is present, else None: see ``meteor_data``."""
-    if meteor_data() is None:
-        return None
-    return float(meteor_score([answer.lower().split() for answer in answers], prediction.lower().split()))
+def meteor(prediction: str, answers: Sequence[str]) -> float:
+    """Best METEOR (nltk) by the stages of ``meteor_stages``; words as in ROUGE-L, stems by Porter's rules, which are English."""
+    references, words = [_words(answer) for answer in answers], _words(prediction)
+    if not words or not any(references):
+        return 0.0
+    return float(meteor_score([reference for reference in references if reference], words, wordnet=_synonyms()))
 
 
 @cache
-def meteor_data() -> str | None:
-    """The WordNet that METEOR uses, or None where nltk has none (``python -m nltk.downloader wordnet``)."""
-    try:
-        nltk.data.find("corpora/wordnet.zip")
-    except LookupError:
-        try:
-            nltk.data.find("corpora/wordnet")
-        except LookupError:
-            return None
-    return "nltk wordnet"
+def meteor_stages() -> str:
+    """What METEOR matches words by: synonyms need nltk's WordNet data (``python -m nltk.downloader wordnet``)."""
+    return "exact, stem" if isinstance(_synonyms(), _NoSynonyms) else "exact, stem, synonym (WordNet)"
 
 
-def score_answer(prediction: str, answers: Sequence[str]) -> dict[str, float | None]:
+def score_answer(prediction: str, answers: Sequence[str], form: Form = "unicode") -> dict[str, float | None]:
+    """Every metric of one answer but BERTScore, which is computed over all at once."""
     return {
-        "exact_match": exact_match(prediction, answers),
-        "token_f1": token_f1(prediction, answers),
+        "exact_match": exact_match(prediction, answers, form),
+        "token_f1": token_f1(prediction, answers, form),
         "rouge_l": rouge_l(prediction, answers),
         "bleu": bleu(prediction, answers),
         "meteor": meteor(prediction, answers),
@@ -134,18 +132,40 @@ def split_figures(
 def _f1(predicted: list[str], wanted: list[str]) -> float:
     shared = sum((Counter(predicted) & Counter(wanted)).values())
     if not shared:
-        return float(predicted == wanted)
+        return 0.0
     precision, recall = shared / len(predicted), shared / len(wanted)
     return 2 * precision * recall / (precision + recall)
 
 
+def _words(text: str) -> list[str]:
+    return spaced(normalize_question(text)).split()
+
+
 class _Words:
-    """Lower-case words of any script; rouge_score's own tokenizer knows a to z only."""
+    """Of any script; rouge_score's own tokenizer knows a to z only."""
 
     def tokenize(self, text: str) -> list[str]:
-        return re.findall(r"\w+", text.lower())
+        return _words(text)
 
 
 @cache
 def _rouge() -> RougeScorer:
     return RougeScorer(["rougeL"], tokenizer=_Words())
+
+
+class _NoSynonyms:
+    """In WordNet's place where its data is not there."""
+
+    def synsets(self, word: str) -> list[Any]:
+        return []
+
+
+@cache
+def _synonyms() -> Any:
+    for name in ("corpora/wordnet.zip", "corpora/wordnet"):
+        try:
+            nltk.data.find(name)
+        except LookupError:
+            continue
+        return nltk.corpus.wordnet
+    return _NoSynonyms()

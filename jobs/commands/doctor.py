@@ -16,7 +16,7 @@ from ka2l_ray.actors.engines import Engines
 from ka2l_ray.config import RunConfig
 from ka2l_ray.config_files import load_config
 from ka2l_ray.errors import UserError
-from ka2l_ray.evaluation import meteor_data
+from ka2l_ray.evaluation import meteor_stages
 from ka2l_ray.jobs.commands.plan import plan, with_this_machines_gpus
 from ka2l_ray.models.prompt_view import view_prompt
 from ka2l_ray.models.prompts import load_prompter
@@ -40,7 +40,7 @@ def doctor(config_path: str | None) -> bool:
         ),
         ("processors", lambda: f"{os.cpu_count()} CPUs, {torch.cuda.device_count()} GPUs"),
         ("bundled world", _bundled),
-        ("METEOR", lambda: meteor_data() or "no WordNet data: METEOR is left out (python -m nltk.downloader wordnet)"),
+        ("METEOR", lambda: f"matches words by {meteor_stages()}"),
     ]
     if config_path is not None:
         config = load_config(config_path)

@@ -15,7 +15,8 @@ from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model, engine_identity
 from ka2l_ray.config import EngineConfig, EvaluationConfig, SamplingConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.evaluation import METRICS, corpus_bleu, meteor_data, score_answer, split_figures
+from ka2l_ray.evaluation import METRICS, corpus_bleu, meteor_stages, score_answer, split_figures
+from ka2l_ray.jobs.stages.bert_score import bert_score_identity, bert_score_note, bert_scores
 from ka2l_ray.jobs.stages.correctness import correctness, correctness_identity
 from ka2l_ray.jobs.stages.progress import progress
 from ka2l_ray.reading import READING, Reading
@@ -58,7 +59,8 @@ def evaluate(
         "engine": engine_identity(engine, engine.name),
         "seed": list(seed),
         "before": before.key if before else None,
-        "meteor": meteor_data(),
+        "meteor": meteor_stages(),
+        "bert_score": bert_score_identity(config),
     }
     if before is not None and before.inputs.get("correctness") != identity:
         differs = difference({"judge": before.inputs.get("correctness")}, {"judge": identity})
@@ -79,14 +81,16 @@ def evaluate(
         texts = pa.array([said[i] or "" for i in questions["question_id"].to_pylist()])  # what could not be done is wrong
         asked = questions.append_column("prediction", texts)
         judged, cost = correctness(name, asked, work.at("_scratch"), config=config, reading=reading, engines=engines)
-        table = _score(asked, judged, before, reading)
+        semantic = bert_scores(asked, work.at("_scratch/bert_score"), config=config, reading=reading, engines=engines)
+        table = _score(asked, judged, semantic, before, reading)
         work.write_table("evaluation.parquet", table)
-        return {**counts, **cost, "meteor_data": meteor_data() or "absent: METEOR left out", **summarise(table, config)}
+        notes = {"meteor": f"matches words by {meteor_stages()}", "bert_score": bert_score_note(config)}
+        return {**counts, **cost, "metric_notes": notes, **summarise(table, config)}
 
     return store.compute(name, inputs, build)
 
 
-def _score(asked: pa.Table, judged: pa.Table, before: Artefact | None, reading: Reading) -> pa.Table:
+def _score(asked: pa.Table, judged: pa.Table, semantic: dict[str, float], before: Artefact | None, reading: Reading) -> pa.Table:
     correct, exact = _by_id(judged, "correct"), _by_id(judged, "exact_match")
     known, known_exact = correct, exact
     if before is not None:
@@ -95,8 +99,8 @@ def _score(asked: pa.Table, judged: pa.Table, before: Artefact | None, reading: 
     rows = []
     for row in asked.to_pylist():
         i = row["question_id"]
-        scores = score_answer(reading.answer(row["prediction"]), reading.accepted(row["answers"]))
-        scores |= {"correct": float(correct[i]), "exact_match": float(exact[i])}
+        scores = score_answer(reading.answer(row["prediction"]), reading.accepted(row["answers"]), reading.normalize)
+        scores |= {"correct": float(correct[i]), "exact_match": float(exact[i]), "bert_score": semantic.get(i)}
         before_it = {
             "known_before": None if known.get(i) is None else known[i] == 1,
             "exact_match_before": None if known_exact.get(i) is None else known_exact[i] == 1,

@@ -75,7 +75,7 @@ class CurvePoint:
     labels: int
     figures: dict[str, dict[str, Interval]]
     corpus_bleu: float
-    meteor_data: str
+    metric_notes: dict[str, str]
     learned: int
     forgotten: int
     known_before: int
@@ -244,7 +244,7 @@ def _point(round_: int | None, labels: int, artefact: Artefact) -> CurvePoint:
         for group in GROUPS
     }
     counts = {name: int(facts[name]) for name in ("learned", "forgotten", "known_before")}
-    return CurvePoint(round_, labels, figures, float(facts["corpus_bleu"]), str(facts["meteor_data"]), **counts)
+    return CurvePoint(round_, labels, figures, float(facts["corpus_bleu"]), dict(facts["metric_notes"]), **counts)
 
 
 def area_under_curve(points: Sequence[CurvePoint], group: str) -> float:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ka2l_ray.evaluation
 from ka2l_ray.evaluation import (
     METRICS,
     bleu,
@@ -16,7 +17,7 @@ from ka2l_ray.evaluation import (
     corpus_bleu,
     exact_match,
     meteor,
-    meteor_data,
+    meteor_stages,
     rouge_l,
     score_answer,
     split_figures,
@@ -34,10 +35,14 @@ from ka2l_ray.evaluation import (
         ("Paris, France", ["Paris"], 0.0),
         ("1931", ["1932"], 0.0),
         ("", ["Paris"], 0.0),
+        ("", ["A"], 0.0),
+        ("A", ["A"], 1.0),
+        ("−5", ["5"], 0.0),
+        ("巴黎。", ["巴黎"], 1.0),
         ("Paris", [], 0.0),
     ],
 )
-def test_exact_match_is_squads_against_any_alias(prediction: str, answers: list[str], expected: float) -> None:
+def test_exact_match_is_by_normal_form_against_any_alias(prediction: str, answers: list[str], expected: float) -> None:
     assert exact_match(prediction, answers) == expected
 
 
@@ -51,11 +56,13 @@ def test_exact_match_is_squads_against_any_alias(prediction: str, answers: list[
         ("no no no", ["no"], 0.5),  # a word counts as often as it stands in both
         ("Rome", ["Paris"], 0.0),
         ("", ["Paris"], 0.0),
-        ("the", ["a"], 1.0),  # SQuAD: nothing is left of either
+        ("the", ["a"], 0.0),
+        ("", [""], 0.0),
+        ("東京都", ["東京"], 0.8),  # by character: 2 of 3 and 2
         ("Paris", [], 0.0),
     ],
 )
-def test_token_f1_is_squads_best_over_aliases(prediction: str, answers: list[str], expected: float) -> None:
+def test_token_f1_is_the_best_over_aliases(prediction: str, answers: list[str], expected: float) -> None:
     assert token_f1(prediction, answers) == pytest.approx(expected)
 
 
@@ -105,18 +112,57 @@ def test_corpus_bleu_does_not_mind_how_many_aliases_a_row_has() -> None:
     assert corpus_bleu(predictions, ragged) == pytest.approx(corpus_bleu(predictions, square))
 
 
-def test_meteor_is_a_number_with_its_data_and_none_without() -> None:
-    if meteor_data() is None:
-        assert meteor("Paris", ["Paris"]) is None
-        assert score_answer("Paris", ["Paris"])["meteor"] is None
-    else:
-        # One matching chunk of m words: 1 - 0.5 (1/m)^3.
-        assert meteor("medical doctor", ["Lyon", "medical doctor"]) == pytest.approx(1 - 0.5 / 8)
+def test_meteor_matches_words_and_stems_and_says_so() -> None:
+    # One matching chunk of m words: 1 - 0.5 (1/m)^3.
+    assert meteor("medical doctor", ["Lyon", "medical doctor"]) == pytest.approx(1 - 0.5 / 8)
+    assert meteor("medical doctors", ["medical doctor"]) == pytest.approx(1 - 0.5 / 8)
+    assert meteor("東京都", ["東京都"]) == pytest.approx(1 - 0.5 / 27)
+    assert meteor("cat", ["dog"]) == 0.0
+    assert meteor_stages() in ("exact, stem", "exact, stem, synonym (WordNet)")
+
+
+def test_wordnet_adds_synonyms_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lemma:
+        def name(self) -> str:
+            return "physician"
+
+    class Synset:
+        def lemmas(self) -> list[Lemma]:
+            return [Lemma()]
+
+    class WordNet:
+        def synsets(self, word: str) -> list[Synset]:
+            return [Synset()] if word == "doctor" else []
+
+    assert meteor("the doctor", ["the physician"]) < 0.6
+    monkeypatch.setattr(ka2l_ray.evaluation, "_synonyms", WordNet)
+    assert meteor("the doctor", ["the physician"]) == pytest.approx(1 - 0.5 / 8)
+
+
+@pytest.mark.parametrize("said", ["", " ", "\u200b"])
+def test_nothing_is_right_in_no_metric(said: str) -> None:
+    for answers in (["A"], ["the"], [""], [".", "-"]):
+        for form in ("unicode", "squad"):
+            assert set(score_answer(said, answers, form).values()) == {0.0}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("prediction", "answer"), [("東京都", "東京"), ("巴黎铁塔", "巴黎"), ("กรุงเทพมหานคร", "กรุงเทพ")])
+def test_languages_without_spaces_are_scored_by_character(prediction: str, answer: str) -> None:
+    scores = score_answer(prediction, [answer])
+    assert scores["exact_match"] == 0.0
+    for name in ("token_f1", "rouge_l", "bleu", "meteor"):
+        assert 0.2 < (scores[name] or 0) < 1, name
+    assert corpus_bleu([prediction * 2], [[answer * 2]]) > 5
+
+
+def test_squads_form_decides_exact_match_and_f1_alone() -> None:
+    assert score_answer("C++", ["C"], "squad")["exact_match"] == score_answer("C++", ["C"], "squad")["token_f1"] == 1.0
+    assert score_answer("C++", ["C"])["exact_match"] == score_answer("C++", ["C"])["token_f1"] == 0.0
 
 
 def test_score_answer_has_every_metric() -> None:
     scores = score_answer("the medical doctor", ["physician", "medical doctor"])
-    assert tuple(scores) == METRICS
+    assert (*scores, "bert_score") == METRICS
     assert scores["exact_match"] == scores["token_f1"] == 1.0
     assert scores["rouge_l"] == pytest.approx(0.8)  # articles count here: 2 of 3 and 2
 
