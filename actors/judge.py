@@ -21,6 +21,7 @@ from ka2l_ray.semantics.correctness import Correctness, judge_answers
 from ka2l_ray.semantics.entropy import entropy_bounds, semantic_entropy
 from ka2l_ray.semantics.judges import make_judge
 from ka2l_ray.semantics.judges.llm import LLMJudge
+from ka2l_ray.semantics.paragraphs import mostly_paragraphs
 
 
 class ClusterBatch:
@@ -96,6 +97,7 @@ class ClusterBatch:
             "replayable": [
                 not without and _whole_answer(*rows) for without, *rows in zip(silent, majority, said, declines, cut, strict=True)
             ],
+            "paragraph": [mostly_paragraphs(row) for row in answers],
             "truncated": [c.counts.truncated for c in found],
             "unparsable": [c.counts.unparsable for c in found],
             "triples": [c.triples for c in found],

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import ray
 import yaml
 
-from ka2l_ray.acquisition import strategy
+from ka2l_ray.acquisition import strategy, strategy_of_a_run
 from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model, check_engine
 from ka2l_ray.actors.placement import check_supply, cluster_nodes, with_gpus
@@ -85,7 +85,7 @@ def check_inputs(config: RunConfig) -> None:
     check_engine(config.model, config.engine, config.sampling.k)
     layers_of(config.model, config.probe.layers)
     _check_adapters_to_come(config)
-    strategy(config.selection.strategy)
+    strategy_of_a_run(config.selection.strategy)
     _check_judges(config)
     bert_score_identity(config.evaluation)
     for path in (config.pool.questions, config.pool.test, config.annotation.answers):

@@ -28,6 +28,8 @@ class Strategy:
 
 
 STRATEGIES: dict[str, Strategy] = {}
+SCORED = ("p_unknown", "next_token_entropy", "semantic_entropy")
+"""Columns that a run scores its pool with."""
 
 
 def register(name: str, needs: tuple[str, ...], summary: str) -> Callable[[Callable[..., Choice]], Callable[..., Choice]]:
@@ -44,6 +46,21 @@ def strategy(name: str) -> Strategy:
     if name not in STRATEGIES:
         raise UserError(f"no strategy '{name}'; there are: {', '.join(STRATEGIES)}")
     return STRATEGIES[name]
+
+
+def strategy_of_a_run(name: str) -> Strategy:
+    """A strategy whose columns a run scores its pool with.
+
+    Raises:
+        UserError: there is none of this name, or it ranks by what only a command gives.
+    """
+    found = strategy(name)
+    if not set(found.needs) <= set(SCORED):
+        raise UserError(
+            f"strategy '{name}' needs the column '{found.needs[0]}', which a run does not score its pool with; "
+            "give its table to ka2l select, or choose another strategy"
+        )
+    return found
 
 
 def select(name: str, columns: Mapping[str, ArrayLike], budget: int, seed: int | np.random.Generator) -> Choice:
@@ -103,6 +120,11 @@ def entropy(columns: Columns, budget: int, generator: np.random.Generator) -> Ch
 @register("semantic_entropy", ("semantic_entropy",), "highest semantic entropy; only for questions that were sampled")
 def semantic_entropy(columns: Columns, budget: int, generator: np.random.Generator) -> Choice:
     return top(columns["semantic_entropy"], budget, generator)
+
+
+@register("combined", ("combined",), "highest p(wrong) by several scores, of ka2l entropy --combine; only for sampled questions")
+def combined(columns: Columns, budget: int, generator: np.random.Generator) -> Choice:
+    return top(columns["combined"], budget, generator)
 
 
 @register("random", (), "uniform draw")

@@ -67,10 +67,19 @@ ANSWERED = _schema(
         _QUESTION,
         _field("generations", pa.list_(pa.string()), "sampled answers"),
         _field("greedy", pa.string(), "the answer that is right or wrong", nullable=True),
-        _field("wrong", pa.bool_(), "whether it is wrong"),
+        _field("wrong", pa.bool_(), "whether it is wrong; null: not known", nullable=True),
         _field("log_likelihoods", pa.list_(pa.float64()), "nats, mean over each sampled answer's tokens", nullable=True),
         _field("greedy_log_likelihood", pa.float64(), "nats, mean over that answer's tokens", nullable=True),
         _field("group", pa.string(), "rows of a group are judged apart from others, such as a model's"),
+    ],
+)
+
+CHANCES = _schema(
+    "chances",
+    [
+        _ID,
+        _field("p_unknown", pa.float64(), "a probe's probability that the question is unknown", nullable=True),
+        _field("p_true", pa.float64(), "the model's probability that its greedy answer is right", nullable=True),
     ],
 )
 
@@ -102,6 +111,7 @@ CLUSTERS = _schema(
         _field("declines", pa.list_(pa.bool_()), "of each settled generation: whether it is silence or an abstention"),
         _field("abstains", pa.bool_(), "no meaning has more answers than silence and abstention together"),
         _field("replayable", pa.bool_(), "the majority answer answers, was not cut, and the question does not abstain"),
+        _field("paragraph", pa.bool_(), "whether more than half of the answers are paragraphs"),
         _field("truncated", pa.int32(), "verdicts on texts longer than the judge takes"),
         _field("unparsable", pa.int32(), "verdicts that could not be read, taken for neutral"),
         _field("triples", pa.int32(), "triples of distinct answers whose verdicts are all known"),
@@ -111,6 +121,9 @@ CLUSTERS = _schema(
 
 _LABEL = "1 unknown, 0 known, KA2L Eq. 5; by entropy.abstentions where the question abstains, null: dropped"
 ENTROPY = _schema("entropy", [*CLUSTERS, _field("label", pa.int8(), _LABEL, nullable=True)])
+
+P_WRONG = _field("p_wrong", pa.float64(), "probability that the greedy answer is wrong, calibrated on labelled questions")
+"""Beside ``ENTROPY``, where it is asked for."""
 
 PROBE_LAYERS = _schema(
     "probe_layers",
@@ -134,6 +147,9 @@ SCORES = _schema(
         _ERROR,
     ],
 )
+
+COMBINED = _field("combined", pa.float64(), "p(wrong) by several scores; only where the question was sampled", nullable=True)
+"""Beside ``SCORES``, where a table of all scores is chosen from."""
 
 SELECTION = _schema(
     "selection",

@@ -43,12 +43,15 @@ class Inputs:
         return self._committed(path, "question", "generations") or self._import(path, "samples", _sampled, SAMPLED)
 
     def answered(self, path: str, *, correct: str | None, answers: str | None, group: str | None) -> Artefact:
-        """Sampled questions with whether the greedy answer is wrong.
+        """Sampled questions with whether the greedy answer is wrong, of as many as it is known of.
 
         Args:
             correct: column that says whether it is right; None: exact match with the answers.
             answers: file of the answers, where the samples have none.
             group: column whose values are judged apart.
+
+        Raises:
+            UserError: it is known of none.
         """
         key = self.answers(answers) if answers else None
         known: dict[str, list[str]] = {}
@@ -60,15 +63,32 @@ class Inputs:
             return None if row.get("error") else _answered(place, row, known.get(row_id(place, row)), correct, group)
 
         how = {"correct": correct, "answers": key.key if key else None, "group": group}
-        return self._import(path, "answered", convert, schema.ANSWERED, how)
+        found = self._import(path, "answered", convert, schema.ANSWERED, how)
+        wrong = found.storage.read_table("", columns=["wrong"])["wrong"]
+        if wrong.null_count == len(wrong):
+            lack = f"no row has '{correct}', true or false" if correct else "whether an answer is right is not known"
+            raise UserError(f"{path}: {lack}; give --correct COLUMN, or 'greedy' with 'answers' (--answers FILE)")
+        return found
 
     def annotations(self, path: str) -> Artefact:
         """id, question and target or answers."""
         return self._committed(path, "question", "target") or self._import(path, "annotations", _annotated, schema.ANNOTATIONS)
 
+    def chances(self, path: str) -> Artefact:
+        """id, p_unknown and p_true, as far as they are there.
+
+        Raises:
+            UserError: neither is.
+        """
+        found = self._import(path, "chances", _chances, schema.CHANCES)
+        table = found.storage.read_table("")
+        if all(table[name].null_count == len(table) for name in ("p_unknown", "p_true")):
+            raise UserError(f"{path}: no row has a 'p_unknown' or 'p_true'; give scores, or another file with id and one of them")
+        return found
+
     def scores(self, path: str) -> Artefact:
         """id and the columns that a strategy may rank by."""
-        return self._committed(path, "p_unknown") or self._import(path, "scores", _scored, schema.SCORES)
+        return self._committed(path, "question") or self._import(path, "scores", _scored, schema.SCORES.append(schema.COMBINED))
 
     def table(self, path: str) -> Artefact:
         """A directory that a stage committed, or one of Parquet files.
@@ -175,21 +195,16 @@ def _sampled(place: str, row: dict[str, Any]) -> dict[str, Any]:
 def _answered(
     place: str, row: dict[str, Any], answers: list[str] | None, correct: str | None, group: str | None
 ) -> dict[str, Any]:
-    for column in (correct, group):
-        if column is not None and row.get(column) is None:
-            raise UserError(f"{place}: the row has no '{column}'; give a column that every row has")
+    if group is not None and row.get(group) is None:
+        raise UserError(f"{place}: the row has no '{group}'; give a column that every row has")
     greedy, answers = row.get("greedy"), answers or answers_of(place, row)
+    wrong: bool | None = None
     if correct is not None:
-        if not isinstance(row[correct], bool):
+        if not isinstance(row.get(correct), bool | None):
             raise UserError(f"{place}: '{correct}' must be true or false, this is {row[correct]!r}")
-        wrong = not row[correct]
+        wrong = None if row.get(correct) is None else not row[correct]
     elif isinstance(greedy, str) and answers:
         wrong = exact_match(greedy, answers) < 1
-    else:
-        raise UserError(
-            f"{place}: whether the answer is right is not known; "
-            "give --correct COLUMN, or 'greedy' with 'answers' (--answers FILE)"
-        )
     sampled = _sampled(place, row)
     drawn, last = row.get("token_logprobs"), row.get("greedy_token_ids")
     if drawn is not None and (len(drawn) != len(sampled["generations"]) or not np.isfinite([x for t in drawn for x in t]).all()):
@@ -213,10 +228,20 @@ def _annotated(place: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scored(place: str, row: dict[str, Any]) -> dict[str, Any]:
-    columns = {}
-    for name in ("p_unknown", "next_token_entropy", "semantic_entropy"):
-        value = row.get(name)
-        if value is not None and not isinstance(value, int | float):
-            raise UserError(f"{place}: '{name}' must be a number, this is {value!r}")
-        columns[name] = value
+    columns = {name: _number(place, row, name) for name in ("p_unknown", "next_token_entropy", "semantic_entropy", "combined")}
     return {"question": str(row.get("question") or ""), **columns, "error": row.get("error")}
+
+
+def _chances(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    columns = {name: _number(place, row, name) for name in ("p_unknown", "p_true")}
+    for name, value in columns.items():
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"{place}: '{name}' must be a probability, this is {value!r}")
+    return columns
+
+
+def _number(place: str, row: dict[str, Any], name: str) -> float | None:
+    value = row.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise UserError(f"{place}: '{name}' must be a number, this is {value!r}")
+    return value

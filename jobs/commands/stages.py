@@ -163,6 +163,17 @@ def entropy(
     hidden_states: Annotated[
         str | None, typer.Option("--hidden-states", help="Of the same questions: adds the accuracy and the linear SE probe.")
     ] = None,
+    scores: Annotated[
+        str | None, typer.Option("--scores", help="id, p_unknown or p_true (probabilities) of the same questions: more scores.")
+    ] = None,
+    p_wrong: Annotated[
+        bool,
+        typer.Option("--p-wrong", help="Adds p_wrong to OUT: semantic entropy, calibrated on rows with --correct or answers."),
+    ] = False,
+    combine: Annotated[
+        bool,
+        typer.Option("--combine", help="Adds the score 'combined' of semantic entropy, p(unknown), P(True) and likelihood."),
+    ] = False,
     override: Overrides = None,
 ) -> None:
     """Semantic entropy: id, question, generations -> id, semantic_entropy (nats), cluster_ids, label (1 unknown)."""
@@ -170,21 +181,42 @@ def entropy(
     with stage(out, override, values | ({"model.path": p_true_model} if p_true_model else {})) as at:
         from ka2l_ray.errors import UserError
         from ka2l_ray.jobs.stages.entropy import entropy as run_stage
+        from ka2l_ray.jobs.stages.uncertainty import check_combinable
 
-        only = {"--correct": correct, "--answers": answers, "--by": by}
-        only |= {"--p-true-model": p_true_model, "--hidden-states": hidden_states}
-        idle = [name for name, value in only.items() if value is not None]
-        if idle and not evaluate:
+        evaluate = evaluate or combine
+        truth = {"--correct": correct, "--answers": answers, "--by": by}
+        further = {"--p-true-model": p_true_model, "--hidden-states": hidden_states, "--scores": scores}
+        wanting = {} if evaluate else further if p_wrong else truth | further
+        idle = [name for name, value in wanting.items() if value is not None]
+        if idle:
             raise UserError(f"{idle[0]} has no effect without --evaluate; add it")
-        answered = at.inputs.answered(samples, correct=correct, answers=answers, group=by) if evaluate else None
+        answered = None
+        if evaluate or p_wrong:
+            answered = at.inputs.answered(samples, correct=correct, answers=answers, group=by)
+        if combine and not any(further.values()):
+            check_combinable(answered)
         states = at.inputs.table(hidden_states) if hidden_states else None
+        chances = at.inputs.chances(scores) if scores else None
         gpus = 1.0 if at.config.engine.gpus_each else 0.0
         given = at.inputs.samples(samples)
         _check_reads(at.config.entropy, "entropy", given)
-        done = run_stage(at.store, "entropy", samples=given, config=at.config.entropy, reading=at.config.reading, gpus=gpus)
+        done = run_stage(
+            at.store,
+            "entropy",
+            samples=given,
+            config=at.config.entropy,
+            reading=at.config.reading,
+            gpus=gpus,
+            answered=answered if p_wrong else None,
+        )
         _say(done)
-        if answered is not None:
-            _evaluate_uncertainty(at, out, answered, done, p_true_model, states)
+        for fit in done.facts.get("p_wrong", []):
+            typer.echo(
+                f"p_wrong ({fit['group']}): {fit['method']} on {fit['labelled']} labelled of {fit['questions']} questions, "
+                f"{fit['wrong']:.1%} wrong, calibration error {fit['calibration_error']:.3f}, Brier {fit['brier']:.3f}"
+            )
+        if answered is not None and evaluate:
+            _evaluate_uncertainty(at, out, answered, done, p_true_model, states, chances, combine)
 
 
 def _check_reads(settings: Any, section: str, rows: Any) -> None:
@@ -196,7 +228,9 @@ def _check_reads(settings: Any, section: str, rows: Any) -> None:
     check_language(settings, section, questions, rows.facts.get("source", rows.url))
 
 
-def _evaluate_uncertainty(at: Stage, out: str, answered: Any, entropy: Any, p_true_model: str | None, states: Any) -> None:
+def _evaluate_uncertainty(
+    at: Stage, out: str, answered: Any, entropy: Any, p_true_model: str | None, states: Any, chances: Any, combined: bool
+) -> None:
     """Write OUT-uncertainty and print its table."""
     from ka2l_ray.jobs.commands.inputs import external_model
     from ka2l_ray.jobs.stages.uncertainty import p_true, uncertainty
@@ -208,7 +242,8 @@ def _evaluate_uncertainty(at: Stage, out: str, answered: Any, entropy: Any, p_tr
         store = StageDirectory(f"{out}-p_true")
         asked = p_true(store, "p_true", answered=answered, model=model, engine=at.config.engine, engines=at.engines)
     store = StageDirectory(f"{out}-uncertainty")
-    done = uncertainty(store, "uncertainty", answered=answered, entropy=entropy, p_true=asked, hidden_states=states)
+    parts = {"p_true": asked, "hidden_states": states, "chances": chances}
+    done = uncertainty(store, "uncertainty", answered=answered, entropy=entropy, **parts, combined=combined)
     for group in dict.fromkeys(row["group"] for row in done.facts["quality"]):
         rows = [row for row in done.facts["quality"] if row["group"] == group]
         table = Table(title=f"{group}: {rows[0]['questions']} questions, {rows[0]['wrong']:.1%} answered wrongly")

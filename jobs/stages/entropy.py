@@ -16,6 +16,7 @@ from ka2l_ray import schema
 from ka2l_ray.actors.judge import ClusterBatch
 from ka2l_ray.config import EntropyConfig
 from ka2l_ray.errors import UserError
+from ka2l_ray.jobs.stages.p_wrong import add_p_wrong
 from ka2l_ray.jobs.stages.progress import Update, progress
 from ka2l_ray.jobs.stages.streaming import map_rows
 from ka2l_ray.reading import READING, Reading
@@ -23,6 +24,7 @@ from ka2l_ray.semantics.abstention import expanded
 from ka2l_ray.semantics.cache import shared
 from ka2l_ray.semantics.entropy import agreeing_answers, auto_threshold, labels, threshold
 from ka2l_ray.semantics.judges import judge_gpus, verdict_identity
+from ka2l_ray.semantics.paragraphs import MOST_WORDS, SENTENCES
 from ka2l_ray.semantics.reliability import half_entropies, reliability
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage
@@ -77,6 +79,8 @@ class EntropyFacts:
     empty_answers: int
     abstentions: int
     cut_answers: int
+    paragraphs: int
+    """Questions of whose answers more than half are paragraphs."""
     single_answers: int
     truncated: int
     unparsable: int
@@ -104,6 +108,7 @@ def entropy(
     reading: Reading = READING,
     decided: Decided | None = None,
     gpus: float = 0.0,
+    answered: Artefact | None = None,
 ) -> Artefact:
     """The entropy table of ``samples``.
 
@@ -111,8 +116,11 @@ def entropy(
         reading: of the answers, before they are compared.
         decided: stands in the place of ``config.rule``.
         gpus: of one judge actor.
+        answered: ``schema.ANSWERED`` rows of the same questions: adds ``schema.P_WRONG``.
     """
     inputs = {"stage": "entropy", "samples": samples.key, "entropy": judge_identity(config, reading), "decided": decided}
+    if answered is not None:
+        inputs["answered"] = answered.key
     asked = _answers_asked(samples, config, decided)
     decided_at = _threshold_beforehand(config, decided) if asked is not None or config.label_only else None
 
@@ -135,7 +143,7 @@ def entropy(
             )
         facts = _label(clusters, work, config, decided, bounds=decided_at is not None)
         _warn(name, facts)
-        return asdict(facts)
+        return asdict(facts) | ({"p_wrong": add_p_wrong(work, answered)} if answered is not None else {})
 
     return store.compute(name, inputs, build)
 
@@ -253,7 +261,7 @@ def _label(clusters: Storage, work: Storage, config: EntropyConfig, decided: Dec
     beside = abstaining & (config.abstentions != "known")  # questions that no threshold labels
     rule, at = decided or _decide(entropies[~beside], config, unknown=int(beside.sum()) * (config.abstentions == "unknown"))
     sums: dict[str, Any] = dict.fromkeys(SUMMED, 0)
-    single = silent = unknown = 0
+    single = silent = unknown = paragraphs = 0
     halves = _Halves()
     settled: set[int] = set()
     for i, file in enumerate(clusters.parquet_files()):
@@ -267,6 +275,7 @@ def _label(clusters: Storage, work: Storage, config: EntropyConfig, decided: Dec
         settled.update(lengths.to_pylist())
         single += pc.sum(pc.and_(pc.equal(lengths, 1), pc.equal(table["bound"], "exact"))).as_py() or 0
         silent += pc.sum(pc.and_(table["abstains"], pc.equal(table["majority_answer"], ""))).as_py() or 0
+        paragraphs += pc.sum(table["paragraph"]).as_py() or 0
         if not bounds:
             halves.add(table.filter(pc.is_valid(label)))
     thresholds: dict[str, float] = {rule: at}
@@ -294,6 +303,7 @@ def _label(clusters: Storage, work: Storage, config: EntropyConfig, decided: Dec
             for each, value in thresholds.items()
         },
         single_answers=single,
+        paragraphs=paragraphs,
         **sums,
     )
 
@@ -367,4 +377,10 @@ def _warn(name: str, facts: EntropyFacts) -> None:
         logger.warning(
             "%s: %d of %d answers (%.1f %%) were cut at sampling.max_tokens, before they had said what they mean; raise it",
             *(name, facts.cut_answers, facts.drawn, 100 * facts.cut_answers / facts.drawn),
+        )
+    if 2 * facts.paragraphs > facts.rows:
+        logger.warning(
+            "%s: the median answer is a paragraph (more than %d words, or %d sentences): semantic entropy is of short factual "
+            "answers, and paragraphs hardly ever mean the same; ask for brief ones (prompt.instruction, sampling.max_tokens)",
+            *(name, MOST_WORDS, SENTENCES),
         )

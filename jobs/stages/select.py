@@ -13,7 +13,7 @@ from ka2l_ray.seeds import generator
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage, digest
 
-COLUMNS = ("p_unknown", "next_token_entropy", "semantic_entropy")
+COLUMNS = ("p_unknown", "next_token_entropy", "semantic_entropy", "combined")
 
 
 def select(
@@ -38,8 +38,11 @@ def select(
     def build(work: Storage) -> dict[str, Any]:
         table = scores.storage.read_table("").sort_by("question_id")
         spent = pc.is_in(table["question_id"], value_set=pa.array(sorted(labelled), pa.string()))
-        table = table.filter(pc.and_(pc.invert(spent), pc.is_null(table["error"])))
-        columns = {c: table[c].to_numpy().astype(np.float64) for c in COLUMNS}
+        table = table.filter(pc.invert(spent))
+        if "error" in table.column_names:
+            table = table.filter(pc.is_null(table["error"]))
+        there = [c for c in COLUMNS if c in table.column_names]
+        columns = {"row": np.arange(len(table)), **{c: table[c].to_numpy().astype(np.float64) for c in there}}
         indices, values = acquisition.select(strategy, columns, budget, generator(*seed, "select", strategy))
         rows = table.select(["question_id", "question"]).take(indices)
         chosen = pa.table(

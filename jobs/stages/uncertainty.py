@@ -15,11 +15,20 @@ from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model, engine_identity
 from ka2l_ray.config import EngineConfig
 from ka2l_ray.errors import UserError
+from ka2l_ray.jobs.stages.p_wrong import check_exact
 from ka2l_ray.jobs.stages.progress import progress
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage
 from ka2l_ray.uncertainty.p_true import Answered, case, solved_examples
+from ka2l_ray.uncertainty.p_wrong import COMBINABLE, COMBINED, calibrate, combine
 from ka2l_ray.uncertainty.scores import answer_scores, column_of, cross_fitted_regression, quality
+
+PROBES = ("accuracy probe", "semantic-entropy probe, linear")
+CROSS_FITTED = (*PROBES, COMBINED)
+NOTHING_TO_COMBINE = (
+    "--combine: there is nothing beside semantic entropy; give --hidden-states, --scores (p_unknown, p_true) or --p-true-model, "
+    "or samples with greedy_logprob and greedy_token_ids"
+)
 
 
 def p_true(store: Store, name: str, *, answered: Artefact, model: Model, engine: EngineConfig, engines: Engines) -> Artefact:
@@ -39,8 +48,10 @@ def p_true(store: Store, name: str, *, answered: Artefact, model: Model, engine:
         rows = answered.storage.read_table("")
         if rows["greedy"].null_count:
             raise UserError(f"{answered.url}: P(True) is of the greedy answer, and {rows['greedy'].null_count} rows have none")
-        right = [not wrong for wrong in rows["wrong"].to_pylist()]
-        shown = solved_examples(rows["question_id"].to_pylist(), right)
+        known = np.flatnonzero(rows["wrong"].is_valid().to_numpy())
+        solved = rows.take(known)
+        right = [not wrong for wrong in solved["wrong"].to_pylist()]
+        shown = known[solved_examples(solved["question_id"].to_pylist(), right)]
         if len(shown) == len(rows):
             raise UserError(f"P(True) shows {len(shown)} solved questions and there are no more; give more samples")
         texts = [
@@ -56,53 +67,114 @@ def p_true(store: Store, name: str, *, answered: Artefact, model: Model, engine:
 
 
 def uncertainty(
-    store: Store, name: str, *, answered: Artefact, entropy: Artefact, p_true: Artefact | None, hidden_states: Artefact | None
+    store: Store,
+    name: str,
+    *,
+    answered: Artefact,
+    entropy: Artefact,
+    p_true: Artefact | None = None,
+    hidden_states: Artefact | None = None,
+    chances: Artefact | None = None,
+    combined: bool = False,
 ) -> Artefact:
-    """All scores of ``answered`` as a table, and the quality of each, by group, as ``facts["quality"]``.
+    """All scores of ``answered`` as a table with p(wrong), and the quality of each on the questions whose answers are known to be
+    right or wrong, by group, as ``facts["quality"]``.
 
     Args:
         answered: ``schema.ANSWERED`` rows.
         entropy: of the same samples, every answer settled.
         p_true: of the same; the solved examples in it are left out of that score's figures.
         hidden_states: of the same questions; gives the accuracy probe and the linear semantic-entropy probe, cross-fitted.
+        chances: ``schema.CHANCES`` of the same questions, made elsewhere.
+        combined: adds the score that ``uncertainty.p_wrong.combine`` makes of those it takes.
     """
-    parts = {"entropy": entropy, "p_true": p_true, "hidden_states": hidden_states}
+    parts = {"entropy": entropy, "p_true": p_true, "hidden_states": hidden_states, "chances": chances}
     inputs = {"stage": "uncertainty", "answered": answered.key, **{k: v.key if v else None for k, v in parts.items()}}
+    inputs["combined"] = combined
 
     def build(work: Storage) -> dict[str, Any]:
         rows = answered.storage.read_table("").to_pylist()
         clustered = {row["question_id"]: row for row in entropy.storage.read_table("").to_pylist()}
-        if any(clustered[row["question_id"]]["bound"] != "exact" for row in rows):
-            raise UserError(f"{entropy.url}: bounds of semantic entropy cannot be compared; set entropy.label_only=false")
+        check_exact([clustered[row["question_id"]]["bound"] for row in rows], entropy.url)
         for row in rows:
             row["label"] = clustered[row["question_id"]]["label"]
             ids = clustered[row["question_id"]]["cluster_ids"]
             row["scores"] = answer_scores(row["generations"], ids, row["log_likelihoods"], row["greedy_log_likelihood"])
-        if p_true is not None:
-            chance = dict(zip(*(p_true.storage.read_table("")[c].to_pylist() for c in ("question_id", "p_true")), strict=True))
-            for row in rows:
-                if chance.get(row["question_id"]) is not None:
-                    row["scores"]["P(True)"] = 1 - chance[row["question_id"]]
+        for part in filter(None, (chances, p_true)):
+            _add_chances(rows, part)
         figures = []
         for group in sorted({row["group"] for row in rows}):
             members = [row for row in rows if row["group"] == group]
             if hidden_states is not None:
                 _add_probes(members, hidden_states)
-            figures += [{"group": group, **asdict(q)} for q in _qualities(members)]
+            if combined:
+                _add_combined(members)
+            _add_p_wrong(members)
+            known = [row for row in members if row["wrong"] is not None]
+            figures += [{"group": group, **asdict(q)} for q in _qualities(known)]
         names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
-        columns = {name: [row[name] for row in rows] for name in ("question_id", "question", "group", "wrong", "label")}
+        columns = {
+            name: [row[name] for row in rows] for name in ("question_id", "question", "group", "wrong", "label", "p_wrong")
+        }
         columns |= {column_of(name): [row["scores"].get(name) for row in rows] for name in names}
         work.write_table("uncertainty.parquet", pa.table(columns))
-        return {"rows": len(rows), "wrong": float(np.mean([row["wrong"] for row in rows])), "quality": figures}
+        wrong = [row["wrong"] for row in rows if row["wrong"] is not None]
+        return {"rows": len(rows), "labelled": len(wrong), "wrong": float(np.mean(wrong)), "quality": figures}
 
     return store.compute(name, inputs, build)
+
+
+def check_combinable(answered: Artefact) -> None:
+    """Raise a UserError where the samples give nothing that semantic entropy can be combined with."""
+    likelihoods = answered.storage.read_table("", columns=["greedy_log_likelihood"])["greedy_log_likelihood"]
+    if likelihoods.null_count == len(likelihoods):
+        raise UserError(NOTHING_TO_COMBINE)
 
 
 def _qualities(rows: list[dict[str, Any]]) -> Iterator[Any]:
     for name in dict.fromkeys(name for row in rows for name in row["scores"]):
         having = [row for row in rows if row["scores"].get(name) is not None]
         score = np.array([row["scores"][name] for row in having])
-        yield quality(name, score, np.array([row["wrong"] for row in having]), [row["question"] for row in having])
+        wrong, questions = np.array([row["wrong"] for row in having]), [row["question"] for row in having]
+        yield quality(name, score, wrong, questions, cross_fitted=name in CROSS_FITTED)
+
+
+def _add_chances(rows: list[dict[str, Any]], chances: Artefact) -> None:
+    """p(unknown) and P(True), as scores that are higher where the model seems to know less."""
+    table = chances.storage.read_table("")
+    of = {row["question_id"]: row for row in table.to_pylist()}
+    for row in rows:
+        found = of.get(row["question_id"], {})
+        if found.get("p_unknown") is not None:
+            row["scores"]["p(unknown)"] = found["p_unknown"]
+        if found.get("p_true") is not None:
+            row["scores"]["P(True)"] = 1 - found["p_true"]
+
+
+def _add_combined(rows: list[dict[str, Any]]) -> None:
+    """The score of all others at once.
+
+    Raises:
+        UserError: semantic entropy is all there is.
+    """
+    scores = {
+        name: np.array([row["scores"].get(name, np.nan) for row in rows], float)
+        for name in COMBINABLE
+        if any(name in row["scores"] for row in rows)
+    }
+    if len(scores) == 1:
+        raise UserError(NOTHING_TO_COMBINE)
+    found = combine(scores, [row["wrong"] for row in rows], [row["question"] for row in rows])
+    for row, p in zip(rows, found.tolist(), strict=True):
+        row["scores"][COMBINED] = p
+
+
+def _add_p_wrong(rows: list[dict[str, Any]]) -> None:
+    """Of semantic entropy, calibrated."""
+    score = np.array([row["scores"]["semantic entropy"] for row in rows])
+    found = calibrate(score, [row["wrong"] for row in rows], [row["question"] for row in rows])
+    for row, p in zip(rows, found.p_wrong.tolist(), strict=True):
+        row["p_wrong"] = p
 
 
 def _add_probes(rows: list[dict[str, Any]], hidden_states: Artefact) -> None:
@@ -114,13 +186,14 @@ def _add_probes(rows: list[dict[str, Any]], hidden_states: Artefact) -> None:
     order = [position[row["question_id"]] for row in kept]
     layers = {layer: values[order] for layer, values in states.items()}
     questions = [row["question"] for row in kept]
-    targets = {
-        "accuracy probe": [row["wrong"] for row in kept],
-        "semantic-entropy probe, linear": [row["label"] == 1 for row in kept],
-    }
-    for name, truth in targets.items():
-        for row, p in zip(kept, cross_fitted_regression(layers, np.array(truth, bool), questions), strict=True):
-            row["scores"][name] = float(p)
+    for name, column in zip(PROBES, ("wrong", "label"), strict=True):
+        of = [i for i, row in enumerate(kept) if row[column] is not None]
+        truth = np.array([bool(kept[i][column]) for i in of])
+        found = cross_fitted_regression(
+            {layer: values[of] for layer, values in layers.items()}, truth, [questions[i] for i in of]
+        )
+        for i, p in zip(of, found.tolist(), strict=True):
+            kept[i]["scores"][name] = p
 
 
 def _states(hidden_states: Artefact) -> tuple[dict[int, NDArray[np.floating]], dict[str, int]]:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ka2l_ray.acquisition import select, strategy
+from ka2l_ray.acquisition import select, strategy, strategy_of_a_run
 from ka2l_ray.api.given import Given, read_questions
 from ka2l_ray.api.knowledge_probe import KnowledgeProbe
 from ka2l_ray.api.model import PromptedModel
@@ -75,7 +75,7 @@ class Learner:
         self.model: PromptedModel = copy.copy(scorer.model)
         self.scorer.model = self.model  # shares the weights with the scorer that was given, not the adapter
         self.pool = _distinct(read_questions(pool))
-        self.strategy = _known_strategy(strategy)
+        self.strategy = strategy_of_a_run(strategy).name
         self.probing_size = int(probing_size)
         self.probe_settings = dict(probe or {})
         KnowledgeProbe(**self.probe_settings)
@@ -277,10 +277,6 @@ class Learner:
                 f"{len(listed)} labels for the {len(self._asked)} questions of the last query; give None for unanswered"
             )
         return dict(zip(self._asked, map(_missing_as_none, listed), strict=True))
-
-
-def _known_strategy(name: str) -> str:
-    return strategy(name).name
 
 
 def _ranked_by_semantic_entropy(sampled: Table) -> tuple[list[str], dict[str, NDArray[np.float64]]]:

@@ -97,6 +97,12 @@ class EntropyRound:
     judge_calls: int
     triples: int
     non_transitive_triples: int
+    paragraphs: int = 0
+    """Questions of whose answers more than half are paragraphs."""
+
+    @property
+    def mostly_paragraphs(self) -> bool:
+        return 2 * self.paragraphs > len(self.entropies)
 
     @property
     def non_transitive_share(self) -> float:
@@ -280,6 +286,7 @@ def entropy_rounds(run: Run) -> list[EntropyRound]:
                 judge_calls=int(facts["judge_calls"]),
                 triples=int(facts["triples"]),
                 non_transitive_triples=int(facts["non_transitive_triples"]),
+                paragraphs=int(facts["paragraphs"]),
             )
         )
     if not found:

@@ -99,30 +99,46 @@ def quality(
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
+    cross_fitted: bool = False,
 ) -> Quality:
     """Quality of ``score`` (n,) against ``wrong`` (n,); the AUROC's interval by resampling questions.
 
     NaN where all answers are right, or all wrong.
+
+    Args:
+        cross_fitted: the score is one of ``cross_fitted_regression``: its AUROC is the mean over folds.
     """
     generator = np.random.default_rng(seed)
     n = len(score)
+    fold = np.array([fold_of(question) for question in questions]) if cross_fitted else np.zeros(n, int)
     low = high = float("nan")
     if 0 < wrong.sum() < n:
         drawn = [generator.integers(0, n, n) for _ in range(resamples)]
         tail = (1 - confidence) / 2
-        low, high = np.nanquantile([auroc(wrong[i], score[i]) for i in drawn], [tail, 1 - tail])
+        low, high = np.nanquantile([auroc_over_folds(wrong[i], score[i], fold[i]) for i in drawn], [tail, 1 - tail])
     p_wrong = cross_fitted_probability(score, wrong, questions)
     return Quality(
         score=name,
         questions=n,
         wrong=float(wrong.mean()),
-        auroc=auroc(wrong, score),
+        auroc=auroc_over_folds(wrong, score, fold),
         auroc_low=float(low),
         auroc_high=float(high),
         aurc=aurc(wrong, score),
         calibration_error=calibration_error(wrong, p_wrong),
         brier=float(np.mean((p_wrong - wrong) ** 2)),
     )
+
+
+def auroc_over_folds(wrong: NDArray[np.bool_], score: NDArray[np.float64], fold: NDArray[np.integer]) -> float:
+    """Mean AUROC of the folds that hold right and wrong answers; NaN where none does.
+
+    Scores fitted on the other folds must not be ranked across folds: where a fold holds more wrong answers, the others hold
+    fewer, and its scores are lower, so that pooled scores of pure noise have an AUROC below a half.
+    """
+    found = [auroc(wrong[fold == each], score[fold == each]) for each in np.unique(fold)]
+    kept = [each for each in found if not np.isnan(each)]
+    return float(np.mean(kept)) if kept else float("nan")
 
 
 def aurc(wrong: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
@@ -176,15 +192,15 @@ def cross_fitted_regression(
             fitting = rest & ~choosing
             losses = {}
             for layer in layers:
-                found = _regress(states[layer], truth, fitting, choosing)
+                found = regress(states[layer], truth, fitting, choosing)
                 chance = np.where(truth[choosing], found, 1 - found)
                 losses[layer] = float(-np.log(chance.clip(1e-12)).mean())
             layers = [min(layers, key=losses.__getitem__)]
-        p[test] = _regress(states[layers[0]], truth, rest, test)
+        p[test] = regress(states[layers[0]], truth, rest, test)
     return p
 
 
-def _regress(
+def regress(
     states: NDArray[np.floating], truth: NDArray[np.bool_], fitting: NDArray[np.bool_], judged: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """p(truth) of the rows ``judged``, by the logistic regression of the rows ``fitting``."""

@@ -118,13 +118,13 @@ def commit_probing_set(store: RunStore, at: str) -> None:
     table = pa.Table.from_pylist(hidden[::-1], schema=schema.hidden_states(4, [0, 1], pa.float16(), "float32"))
     commit(store, f"{at}/hidden_states", {"rows": 30}, {"a.parquet": table.slice(0, 20), "b.parquet": table.slice(20)})
     counts = ("judge_calls", "cached_verdicts", "reference_calls", "empty_answers", "truncated", "unparsable")
-    judged = {"majority_answer": "", "triples": 0, "non_transitive_triples": 0, **dict.fromkeys(counts, 0)}
+    judged = {"majority_answer": "", "triples": 0, "non_transitive_triples": 0, "paragraph": False, **dict.fromkeys(counts, 0)}
     entropies = [
         {**row, **judged, "semantic_entropy": entropy, "bound": "exact", "cluster_ids": clusters, "label": int(entropy >= 0.6)}
         for row, entropy, clusters in zip(asked, ENTROPIES, CLUSTERS, strict=True)
     ]
     facts = {"rows": 30, "threshold": 0.6, "unknown": 20, "thresholds": THRESHOLDS, "share_unknown": SHARES}
-    counters = {"judge_calls": 1234, "triples": 200, "non_transitive_triples": 5}
+    counters = {"judge_calls": 1234, "triples": 200, "non_transitive_triples": 5, "paragraphs": 16}
     part = pa.Table.from_pylist(entropies, schema=schema.ENTROPY)
     commit(store, f"{at}/entropy", {**facts, **counters}, {"part.parquet": part})
 

@@ -73,7 +73,7 @@ def test_fitting_is_the_workers_training_on_the_labels(scorer: Uncertainty, pool
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "combined"])
 def test_every_strategy_asks_without_looking_at_an_answer(name: str, scorer: Uncertainty, pool: pd.DataFrame) -> None:
     """The pool with its answers, with wrong ones and with none gives the same questions."""
     asked = []
@@ -83,6 +83,11 @@ def test_every_strategy_asks_without_looking_at_an_answer(name: str, scorer: Unc
     assert asked[0].question_id.nunique() == 3
     for other in asked[1:]:
         pd.testing.assert_frame_equal(other, asked[0])
+
+
+def test_a_strategy_whose_column_a_run_does_not_make_is_refused(scorer: Uncertainty, pool: pd.DataFrame) -> None:
+    with pytest.raises(UserError, match="strategy 'combined' needs the column 'combined', which a run does not score its pool"):
+        Learner(scorer, pool, strategy="combined")
 
 
 def test_labels_may_be_a_dictionary_a_list_a_series_or_a_frame(scorer: Uncertainty, pool: pd.DataFrame) -> None:

@@ -112,6 +112,20 @@ def test_the_layer_that_knows_is_chosen_and_noise_predicts_nothing() -> None:
     assert found.aurc < blind.aurc
 
 
+def test_cross_fitted_scores_of_noise_rank_by_chance() -> None:
+    """Pooled, they rank worse: what is fitted on the other folds leans against the share of wrong answers in one's own."""
+    found, pooled = [], []
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        truth = generator.random(120) < 0.3
+        noise = generator.normal(size=(120, 2)).astype(np.float32)
+        p = cross_fitted_regression({0: noise}, truth, QUESTIONS[:120])
+        found.append(quality("noise", p, truth, QUESTIONS[:120], resamples=2, cross_fitted=True).auroc)
+        pooled.append(quality("noise", p, truth, QUESTIONS[:120], resamples=2).auroc)
+    assert abs(np.mean(found) - 0.5) < 0.04
+    assert np.mean(pooled) < np.mean(found) - 0.03
+
+
 def test_where_all_answers_are_right_nothing_can_be_ranked() -> None:
     found = quality("se", np.arange(50.0), np.zeros(50, bool), QUESTIONS[:50])
     assert math.isnan(found.auroc)
