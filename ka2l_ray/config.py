@@ -402,8 +402,8 @@ class EvaluationConfig(JudgeSettings):
     bert_score: str | None = None
     """Directory or hub name of an encoder for BERTScore, such as roberta-large; left out: no BERTScore."""
     bert_score_layer: int | None = Field(None, ge=0)
-    """Of it, 0 being the embeddings; left out: the one that the bert-score package took for a model of this name, else two thirds of
-    the depth."""
+    """Of it, 0 being the embeddings; left out: the one that the bert-score package took for a model of this name, else two thirds
+    of the depth."""
     bootstrap: int = Field(1000, ge=1)
     """Resamples behind each interval."""
     confidence: float = Field(0.95, gt=0, lt=1)
