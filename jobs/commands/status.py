@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ka2l_ray.errors import UserError
+from ka2l_ray.evaluation import headline
 from ka2l_ray.ledger import Ledger
 from ka2l_ray.store.artefacts import RunStore
 
@@ -43,4 +44,8 @@ def status_table(run: str) -> None:
     table.add_section()
     spent = (f"{totals['seconds']:.1f}", str(totals["tokens"]), str(totals["judge_calls"]), str(totals["labels"]))
     table.add_row("spent by this run", "", "", *spent, "")
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(table)
+    for name, entry in store.manifest.items():
+        if "by_exact_match" in entry.facts:
+            console.print(f"{name}: {headline(entry.facts)}", markup=False, highlight=False)

@@ -89,6 +89,7 @@ def write_report(out: str, runs: list[str]) -> str:
         sections={run.name: {name: _section(target, run, name, part) for name, part in PARTS.items()} for run in opened},
         summary=data.summary(target),
         metrics=METRICS,
+        measure=data.curve_measure(points) if points else "",
     )
     target.write_bytes("report.html", html.encode())
     return target.url("report.html")

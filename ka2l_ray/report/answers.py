@@ -174,9 +174,9 @@ def forgetting(run: Run) -> Forgetting:
     points = {point.round: point for point in learning_curve(run) if point.round is not None}
     if not points:
         raise NotThereError("no round was evaluated yet")
-    columns = ["question_id", "question", "prediction", "answers", "exact_match", "known_before"]
+    columns = ["question_id", "question", "prediction", "answers", "correct", "known_before"]
     last = run.table(run.rounds("evaluation")[max(points)], columns=columns)
-    lost = last.filter(pc.and_(last["known_before"], pc.less(last["exact_match"], 1.0))).sort_by("question_id")
+    lost = last.filter(pc.and_(last["known_before"], pc.less(last["correct"], 1.0))).sort_by("question_id")
     baseline = run.table(run.store.manifest["baseline/evaluation"], columns=["question_id", "prediction"])
     before = dict(zip(baseline["question_id"].to_pylist(), baseline["prediction"].to_pylist(), strict=True))
     rows = lost.slice(0, FORGOTTEN_EXAMPLES).to_pylist()

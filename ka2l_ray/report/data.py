@@ -7,7 +7,7 @@ single questions against gold answers are in ``answers``.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ka2l_ray.errors import UserError
-from ka2l_ray.evaluation import METRICS, Interval
+from ka2l_ray.evaluation import METRICS, Interval, measure
 from ka2l_ray.ledger import Ledger, Spending
 from ka2l_ray.store.artefacts import Artefact, RunStore, flatten
 from ka2l_ray.store.storage import Storage
@@ -68,17 +68,26 @@ class Run:
 
 
 @dataclass(frozen=True)
-class CurvePoint:
-    """One evaluation. ``round`` is None before any training; ``figures`` by group, then metric."""
+class Changes:
+    """Test questions that the untrained model had right, and what training made of them, by one judge."""
 
-    round: int | None
-    labels: int
-    figures: dict[str, dict[str, Interval]]
-    corpus_bleu: float
-    metric_notes: dict[str, str]
     learned: int
     forgotten: int
     known_before: int
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One evaluation. ``round`` is None before any training; ``figures`` by group, then metric; ``correct`` is by ``judge``."""
+
+    round: int | None
+    labels: int
+    judge: str
+    figures: dict[str, dict[str, Interval]]
+    corpus_bleu: float
+    metric_notes: dict[str, str]
+    changes: Changes
+    by_exact_match: Changes
 
     def interval(self, group: str, metric: str) -> Interval:
         return self.figures.get(group, {}).get(metric, Interval(NAN, NAN, NAN, 0))
@@ -183,7 +192,6 @@ def header(run: Run) -> dict[str, str]:
     """What the run was, in words, by caption."""
     setting = run.setting
     revision = f" @ {setting('model.revision')}" if run.settings.get("model.revision") else ""
-    judge = {"nli": setting("entropy.nli_model"), "exact": "normalised string match"}
     return {
         "Strategy": _strategy(run),
         "Seed": setting("seed"),
@@ -197,10 +205,25 @@ def header(run: Run) -> dict[str, str]:
         "Why it stopped": _stopped(run) or "it has not ended",
         "Fine-tuning starts from": setting("finetune.start"),
         "Threshold rule": setting("entropy.rule"),
-        "Judge": judge.get(setting("entropy.judge"), setting("entropy.judge")),
+        "Judge of meaning": _judge(run, "entropy"),
+        "Right is": _right(run),
         "Equivalence": setting("entropy.equivalence"),
         "Cluster policy": setting("entropy.policy"),
     }
+
+
+def _judge(run: Run, section: str) -> str:
+    """A section's judge, and its model."""
+    judge = run.setting(f"{section}.judge")
+    key = {"nli": "nli_model", "embedding": "encoder", "cross_encoder": "cross_encoder", "llm": "llm_model"}.get(judge)
+    words = {"exact": "normalised string match", "contains": "normalised containment"}
+    return words.get(judge, judge) if key is None else f"{judge}, {run.setting(f'{section}.{key}')}"
+
+
+def _right(run: Run) -> str:
+    """Who says that an answer is right, and what of it is read."""
+    what = run.settings.get("evaluation.extract")
+    return _judge(run, "evaluation") + (f", of the {str(what).replace('_', ' ')} in it" if what else "")
 
 
 def _questions(run: Run, name: str) -> str:
@@ -245,18 +268,29 @@ def learning_curve(run: Run) -> list[CurvePoint]:
 
 def _point(round_: int | None, labels: int, artefact: Artefact) -> CurvePoint:
     facts = artefact.facts
+    shown = ("correct", *METRICS)
     figures = {
-        group: {metric: Interval(**values) for metric, values in facts["figures"][group].items() if metric in METRICS}
+        group: {metric: Interval(**values) for metric, values in facts["figures"][group].items() if metric in shown}
         for group in GROUPS
     }
-    counts = {name: int(facts[name]) for name in ("learned", "forgotten", "known_before")}
-    return CurvePoint(round_, labels, figures, float(facts["corpus_bleu"]), dict(facts["metric_notes"]), **counts)
+    by_judge, by_exact_match = (
+        Changes(**{name: int(counts[name]) for name in ("learned", "forgotten", "known_before")})
+        for counts in (facts, facts["by_exact_match"])
+    )
+    bleu, notes = float(facts["corpus_bleu"]), dict(facts["metric_notes"])
+    return CurvePoint(round_, labels, facts["judge"], figures, bleu, notes, by_judge, by_exact_match)
+
+
+def curve_measure(points: Mapping[str, Sequence[CurvePoint]]) -> str:
+    """What the curves' heights are, in words: the share right by the judge of the runs."""
+    judges = sorted({point.judge for curve in points.values() for point in curve})
+    return measure(judges[0]) if len(judges) == 1 else f"right by each run's judge ({', '.join(judges)})"
 
 
 def area_under_curve(points: Sequence[CurvePoint], group: str) -> float:
-    """Mean height of the exact-match curve over its range of labels (trapezoids); NaN where it has no width."""
+    """Mean height of the curve of right answers over its range of labels (trapezoids); NaN where it has no width."""
     labels = np.array([point.labels for point in points], float)
-    heights = np.array([point.interval(group, "exact_match").mean for point in points])
+    heights = np.array([point.interval(group, "correct").mean for point in points])
     width = np.ptp(labels)
     return float(np.trapezoid(heights, labels) / width) if width else NAN
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ka2l_ray.report.answers import Forgetting, QuadrantRound
-from ka2l_ray.report.data import CurvePoint, DriftRound, EntropyRound, PcaRound, ProbeRound
+from ka2l_ray.report.data import CurvePoint, DriftRound, EntropyRound, PcaRound, ProbeRound, curve_measure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -70,7 +70,7 @@ def encode(draw: Callable[[], Figure | None], screen: str) -> Encoded | None:
 
 
 def learning_curves(curves: dict[str, list[CurvePoint]]) -> Figure:
-    """Exact match with its intervals against labels: one panel a group of questions, one line a run."""
+    """The share of right answers with its intervals against labels: one panel a group of questions, one line a run."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels: Sequence[Axes] = figure.subplots(1, 3, sharey=True)
     widest = max(point.labels for points in curves.values() for point in points)
@@ -78,7 +78,7 @@ def learning_curves(curves: dict[str, list[CurvePoint]]) -> Figure:
         # Runs of equal budgets would hide each other's intervals.
         aside = (i - (len(curves) - 1) / 2) * 0.012 * widest
         for axes, group in zip(panels, CURVE_TITLES, strict=True):
-            intervals = [point.interval(group, "exact_match") for point in points]
+            intervals = [point.interval(group, "correct") for point in points]
             mean = np.array([interval.mean for interval in intervals])
             low, high = (np.array([getattr(interval, side) for interval in intervals]) for side in ("low", "high"))
             axes.errorbar(
@@ -98,7 +98,7 @@ def learning_curves(curves: dict[str, list[CurvePoint]]) -> Figure:
         axes.set_xlabel("labels spent")
         axes.set_ylim(-0.03, 1.03)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    panels[0].set_ylabel("exact match (share right)")
+    panels[0].set_ylabel(f"{curve_measure(curves)} (share)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(curves)))
     return figure
 
@@ -191,10 +191,10 @@ def learned_and_forgotten(forgetting: Forgetting) -> Figure:
     figure = Figure(figsize=(6.4, 3.0), layout="constrained")
     axes: Axes = figure.subplots()
     rounds, points = list(forgetting.points), list(forgetting.points.values())
-    ups = axes.bar(rounds, [point.learned for point in points], width=0.6, color=BLUE, label="learned")
-    downs = axes.bar(rounds, [-point.forgotten for point in points], width=0.6, color=ORANGE, label="forgotten")
-    axes.bar_label(ups, [f"{point.learned:,}" for point in points], padding=2)
-    axes.bar_label(downs, [f"{point.forgotten:,}" for point in points], padding=2)
+    ups = axes.bar(rounds, [point.changes.learned for point in points], width=0.6, color=BLUE, label="learned")
+    downs = axes.bar(rounds, [-point.changes.forgotten for point in points], width=0.6, color=ORANGE, label="forgotten")
+    axes.bar_label(ups, [f"{point.changes.learned:,}" for point in points], padding=2)
+    axes.bar_label(downs, [f"{point.changes.forgotten:,}" for point in points], padding=2)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(rounds)
     axes.set_xlim(min(rounds) - 1, max(rounds) + 1)

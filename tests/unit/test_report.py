@@ -155,13 +155,16 @@ def commit_evaluation(store: RunStore, name: str, stage: int, wrong: range) -> N
             "question": f"Test t{i:02d}?",
             "prediction": f"{'wrong' if i in wrong else 'right'} {i}",
             "answers": [f"right {i}"],
+            "correct": float(i not in wrong),
             "exact_match": float(i not in wrong),
             "known_before": i < 5,
+            "exact_match_before": i < 5,
             **scores,
         }
         for i in range(12)
     ]
-    metrics = {"exact_match": 0.0, "token_f1": 0.01, "rouge_l": 0.02, "bleu": 0.03}
+    metrics = {"correct": 0.0, "exact_match": 0.0, "token_f1": 0.01, "rouge_l": 0.02, "bleu": 0.03}
+    changes = {"learned": (0, 7, 4)[stage], "forgotten": (0, 1, 6)[stage], "known_before": 5}
     facts = {
         "rows": 12,
         "figures": {
@@ -170,9 +173,9 @@ def commit_evaluation(store: RunStore, name: str, stage: int, wrong: range) -> N
         },
         "corpus_bleu": 61.5,
         "metric_notes": {"meteor": "matches words by exact, stem"},
-        "learned": (0, 7, 4)[stage],
-        "forgotten": (0, 1, 6)[stage],
-        "known_before": 5,
+        "judge": "exact",
+        **changes,
+        "by_exact_match": changes,
     }
     commit(store, name, facts, {"evaluation.parquet": pa.Table.from_pylist(rows, schema=schema.EVALUATION)})
 
@@ -274,7 +277,7 @@ def test_the_header_says_what_the_run_was(page: Page) -> None:
     assert page.cells(title, "Labels")[1] == "20"
     assert page.cells(title, "Why it stopped")[1] == "the budget of 20 labels is spent"
     assert page.cells(title, "Fine-tuning starts from")[1] == "last_adapter"
-    assert page.cells(title, "Judge")[1] == "bundled:judge"
+    assert page.cells(title, "Judge of meaning")[1] == "nli, bundled:judge"
     assert page.cells(title, "Threshold rule")[1] == "fixed"
     assert page.cells(title, "Cluster policy")[1] == "founder_first"
 
