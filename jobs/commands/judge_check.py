@@ -24,7 +24,7 @@ from ka2l_ray.semantics.judge_check import AnswerPair, Checked, Draw, Estimate, 
 from ka2l_ray.store.artefacts import RunStore
 from ka2l_ray.store.storage import Storage, canonical_json
 
-DRAWN, PAIRS, PAGE, RESULT = "drawn.json", "pairs.csv", "page.html", "result.json"
+DRAWN, PAIRS, PAGE, RESULT, JUDGED = "drawn.json", "pairs.csv", "page.html", "result.json", "judged.jsonl"
 COLUMNS = ("id", "question", "a", "b", "same")
 WORDS = {"yes": True, "y": True, "1": True, "true": True, "same": True}
 WORDS |= {"no": False, "n": False, "0": False, "false": False, "different": False}
@@ -42,9 +42,11 @@ def draw(run: str, *, pairs: int, seed: int) -> str:
     samples, entropy = _clustered_round(run)
     drawing = Draw(pairs, seed)
     answers = {row["question_id"]: row for row in _rows(samples.storage, ["question_id", "question", "generations"])}
-    for row in _rows(entropy.storage, ["question_id", "cluster_ids"]):
+    for row in _rows(entropy.storage, ["question_id", "cluster_ids", "declines"]):
         asked = answers.pop(row["question_id"])
-        drawing.add(row["question_id"], answer_pairs(asked["question"], asked["generations"] or [], row["cluster_ids"]))
+        drawing.add(
+            row["question_id"], answer_pairs(asked["question"], asked["generations"] or [], row["cluster_ids"], row["declines"])
+        )
     drawn = drawing.drawn()
     if not drawn:
         raise UserError(f"{run}: no question has two different answers; there is nothing that the judge decided")
@@ -72,6 +74,8 @@ def draw(run: str, *, pairs: int, seed: int) -> str:
 def evaluate(run: str, labels: str) -> tuple[str, Checked]:
     """(which judge, how good it is by a person's word in file ``labels``); also written to RUN/judge_check/result.json.
 
+    What the person said lies in RUN/judge_check/judged.jsonl then, as ``ka2l judge-pairs`` and ``ka2l judge-train`` read it.
+
     Raises:
         UserError: nothing was drawn, the run's clusters are others by now, or a malformed file.
     """
@@ -84,10 +88,14 @@ def evaluate(run: str, labels: str) -> tuple[str, Checked]:
         )
     drawn = [AnswerPair(row["question"], row["a"], row["b"], row["stratum"]) for row in document["pairs"]]
     places = {row["id"]: place for place, row in enumerate(document["pairs"])}
-    found = check(drawn, document["population"], read_labels(labels, places))
+    same = read_labels(labels, places)
+    found = check(drawn, document["population"], same)
     judge = str(entropy.inputs.get("entropy", {}).get("judge", "judge"))
     result = {"judge": judge, "entropy": entropy.key, **asdict(found)}
-    Storage(run).at("judge_check").write_bytes(RESULT, (_json(result) + "\n").encode())
+    storage = Storage(run).at("judge_check")
+    judged = [{"id": document["pairs"][i]["id"], **asdict(drawn[i]), "label": int(word)} for i, word in sorted(same.items())]
+    storage.write_bytes(JUDGED, "".join(canonical_json(row) + "\n" for row in judged).encode())
+    storage.write_bytes(RESULT, (_json(result) + "\n").encode())
     return judge, found
 
 

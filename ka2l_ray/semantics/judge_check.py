@@ -38,9 +38,16 @@ class AnswerPair:
         return self.stratum.startswith("merged")
 
 
-def answer_pairs(question: str, answers: Sequence[str], cluster_ids: Sequence[int]) -> Iterator[AnswerPair]:
-    """All pairs of different texts among the answers that were settled; answers without a word are not the judge's."""
-    meaning = {text.strip(): cluster for text, cluster in zip(answers, cluster_ids, strict=False) if text.strip()}
+def answer_pairs(
+    question: str, answers: Sequence[str], cluster_ids: Sequence[int], declines: Sequence[bool]
+) -> Iterator[AnswerPair]:
+    """All pairs of different texts among the answers that were settled. Silence and abstention are not put to the judge.
+
+    Args:
+        declines: of each settled answer: whether it is one of these.
+    """
+    settled = zip(answers[: len(cluster_ids)], cluster_ids, declines, strict=True)
+    meaning = {text.strip(): cluster for text, cluster, declined in settled if text.strip() and not declined}
     for a, b in combinations(sorted(meaning), 2):
         merged = meaning[a] == meaning[b]
         plain = _holds(a, b) == merged

@@ -13,25 +13,26 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from ka2l_ray import schema
 from ka2l_ray.jobs.commands.cli import app
 from ka2l_ray.semantics.judge_check import STRATA, AnswerPair, Draw, answer_pairs, check, shares, stratified, wilson
 from ka2l_ray.store.artefacts import RunStore
 
 ANSWERS = ["Paris", "Paris, France", "paris", "Lutetia", "Rome", "Rome, New York", "", "Berlin"]
 CLUSTERS = [0, 0, 0, 0, 1, 2, 3, 4]
+NONE = [False] * 8
 
 
 def test_pairs_fall_into_strata_by_verdict_and_letters() -> None:
-    found = {(pair.a, pair.b): pair.stratum for pair in answer_pairs("Where?", ANSWERS, CLUSTERS)}
+    found = {(pair.a, pair.b): pair.stratum for pair in answer_pairs("Where?", ANSWERS, CLUSTERS, NONE)}
     assert len(found) == 7 * 6 / 2  # of an answer without a word nothing is asked
     assert found["Paris", "Paris, France"] == "merged"
     assert found["Lutetia", "Paris"] == "merged, borderline"
     assert found["Berlin", "Rome"] == "separated"
     assert found["Rome", "Rome, New York"] == "separated, borderline"
-    assert list(answer_pairs("Where?", ["Rome", "Rome ", "Rome"], [0, 0, 0])) == []
-    settled = answer_pairs("Where?", ["Rome", "Bern", "Oslo"], [0, 1])  # the label was decided by two answers
+    assert list(answer_pairs("Where?", ["Rome", "Rome ", "Rome"], [0, 0, 0], NONE[:3])) == []
+    settled = answer_pairs("Where?", ["Rome", "Bern", "Oslo"], [0, 1], NONE[:2])  # the label was decided by two answers
     assert [(pair.a, pair.b) for pair in settled] == [("Bern", "Rome")]
+    assert list(answer_pairs("Where?", ["Rome", "I don't know"], [0, 1], [False, True])) == []
 
 
 def test_each_stratum_gets_an_equal_part_and_what_a_small_one_cannot_fill_goes_to_the_others() -> None:
@@ -116,17 +117,9 @@ def a_run(root: Path, questions: int = 60) -> str:
     asked = [{"question_id": f"q{i}", "question": f"Where was {i} born?"} for i in range(questions)]
     generations = [rng.choices(words, k=10) for _ in asked]
     ids = [[sorted({t[0] for t in texts}).index(text[0]) for text in texts] for texts in generations]
-    none: dict[str, Any] = {"prompt": "", "token_ids": [], "token_logprobs": [], "finish_reasons": [], "greedy": "x"}
-    samples = [
-        {**row, **none, "generations": texts, "greedy_logprob": 0.0} for row, texts in zip(asked, generations, strict=True)
-    ]
-    counts = ("judge_calls", "cached_verdicts", "empty_answers", "truncated", "unparsable", "triples", "non_transitive_triples")
-    judged = {**dict.fromkeys(counts, 0), "majority_answer": "", "bound": "exact", "semantic_entropy": 1.0, "label": 1}
-    clusters = [{**row, **judged, "cluster_ids": row_ids} for row, row_ids in zip(asked, ids, strict=True)]
-    tables = {
-        "rounds/000/samples": pa.Table.from_pylist(samples, schema=schema.SAMPLES),
-        "rounds/000/entropy": pa.Table.from_pylist(clusters, schema=schema.ENTROPY),
-    }
+    samples = [{**row, "generations": texts} for row, texts in zip(asked, generations, strict=True)]
+    clusters = [{**row, "cluster_ids": of, "declines": [False] * 10} for row, of in zip(asked, ids, strict=True)]
+    tables = {"rounds/000/samples": pa.Table.from_pylist(samples), "rounds/000/entropy": pa.Table.from_pylist(clusters)}
     for name, table in tables.items():
 
         def build(work: Any, table: pa.Table = table) -> dict[str, Any]:
@@ -193,6 +186,8 @@ def test_a_hundred_pairs_are_drawn_for_a_person_and_the_accuracy_told(tmp_path: 
     assert f"accuracy, on all pairs of different answers of the run: {by_hand:.3f}" in result.output
     assert kept["false_merges"]["value"] > 0.5  # "Paris" and "Pisa"
     assert kept["false_splits"]["value"] == 0
+    judged = ka2l("judge-pairs", str(tmp_path / "run/judge_check/judged.jsonl"), "--judge", "contains")
+    assert json.loads(judged.stdout)["pairs"] == 100  # any other judge on the same pairs
 
 
 def test_the_same_draw_again_leaves_what_is_there_and_another_is_refused(tmp_path: Path) -> None:
