@@ -3,7 +3,7 @@
 ka2l demo                                  the whole loop on the bundled world, on a CPU
 ka2l run CONFIG [-o KEY=VALUE]... [--dry-run]
 ka2l status RUN | ka2l report RUN | ka2l doctor [CONFIG]
-ka2l judge-check RUN | ka2l judge-pairs FILE --judge J
+ka2l judge-check RUN | ka2l judge-pairs FILE --judge J | ka2l judge-train
 ka2l sample | hidden-states | entropy | probe | score | select | annotate | finetune | evaluate
 """
 
@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 from ka2l_ray.config import RunConfig
 from ka2l_ray.config_files import dump, load_config
 from ka2l_ray.jobs.commands.failures import reported
-from ka2l_ray.jobs.commands.judges import judge_check, judge_pairs
+from ka2l_ray.jobs.commands.judges import judge_check, judge_pairs, judge_train
 from ka2l_ray.jobs.commands.stages import COMMANDS, Overrides
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ for name, command in COMMANDS.items():
     app.command(name)(command)
 app.command("judge-check")(judge_check)
 app.command("judge-pairs")(judge_pairs)
+app.command("judge-train")(judge_train)
 
 Config = Annotated[str, typer.Argument(help="YAML configuration.")]
 Run = Annotated[str, typer.Argument(help="Run directory.")]

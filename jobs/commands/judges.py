@@ -1,4 +1,4 @@
-"""The command line about judges: how good one is on one's own answers, and on judged pairs."""
+"""The command line about judges: how good one is on one's own answers, on judged pairs, and how to train one."""
 
 from __future__ import annotations
 
@@ -43,8 +43,43 @@ def judge_pairs(
         from ka2l_ray.semantics.pairs import read_pairs
 
         given = {"model.path": "bundled:student", "pool.questions": "", "entropy.judge": judge}
-        config = load_config(None, override, given).entropy
+        config = load_config(None, override, given)
         rows = read_pairs(file)
-        verdict_identity(config)  # refuses a model that is not there
-        found = agreement(make_judge(config), rows, strict=config.equivalence == "strict")
-        typer.echo(json.dumps({"judge": config.judge, **asdict(found)}))
+        verdict_identity(config.entropy, config.normalize)  # refuses a model that is not there
+        found = agreement(make_judge(config.entropy, config.normalize), rows, strict=config.entropy.equivalence == "strict")
+        typer.echo(json.dumps({"judge": config.entropy.judge, **asdict(found)}))
+
+
+def judge_train(
+    pairs: Annotated[list[str], typer.Option("--pairs", help="Judged pairs: question (may be null), a, b, label.")],
+    encoder: Annotated[str, typer.Option("--encoder", help="Sentence encoder to fine-tune: directory or hub name.")],
+    out: Annotated[str, typer.Option("--out", help="Directory to write: a model for -o entropy.cross_encoder=DIR.")],
+    pool: Annotated[
+        list[str] | None, typer.Option("--pool", help="Questions with answers, of which further pairs are made.")
+    ] = None,
+    pool_questions: Annotated[int, typer.Option("--pool-questions", min=0, help="Drawn from all pools together.")] = 4000,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", help="Files whose questions must not stand in training.")
+    ] = None,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the pairs.")] = 1,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0, help="Of AdamW, at its highest.")] = 1e-4,
+    seed: Seed = 0,
+) -> None:
+    """Fine-tune a sentence encoder into a judge of 'the same answer to this question', for entropy.judge=cross_encoder."""
+    with reported():
+        from ka2l_ray.semantics.judge_training import train_from_files
+
+        fitted = train_from_files(
+            pairs,
+            pool or [],
+            without or [],
+            encoder,
+            out,
+            pool_questions=pool_questions,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
+        typer.echo(
+            f"{out}: " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in asdict(fitted).items())
+        )
