@@ -27,11 +27,13 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> dict[str, Any]:
+    """A preset's keys, on those of the preset that it builds on, if any."""
     if name not in preset_names():
         raise UserError(f"no preset '{name}'{_nearest(name, preset_names())}; there are: {', '.join(preset_names())}")
     text = (resources.files("ka2l_ray") / "presets" / f"{name}.yaml").read_text()
     document: dict[str, Any] = yaml.safe_load(text)
-    return document
+    below = document.pop("preset", None)
+    return document if below is None else _merge(load_preset(below), document)
 
 
 def load_config(path: str | Path | None, overrides: list[str] | None = None, values: dict[str, Any] | None = None) -> RunConfig:

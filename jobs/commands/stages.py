@@ -150,7 +150,7 @@ def entropy(
     ] = "nli",
     nli_model: Annotated[str | None, typer.Option("--nli-model", help="NLI model, or bundled:judge.")] = None,
     policy: Annotated[str, typer.Option("--policy", help="founder_last or founder_first.")] = "founder_last",
-    rule: Annotated[str, typer.Option("--rule", help="ka2l, two_means, quantile or fixed.")] = "ka2l",
+    rule: Annotated[str, typer.Option("--rule", help="auto, ka2l, two_means, quantile or fixed.")] = "auto",
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Also hold every uncertainty score against correctness: OUT-uncertainty.")
     ] = False,

@@ -118,7 +118,15 @@ def commit_probing_set(store: RunStore, at: str) -> None:
     table = pa.Table.from_pylist(hidden[::-1], schema=schema.hidden_states(4, [0, 1], pa.float16(), "float32"))
     commit(store, f"{at}/hidden_states", {"rows": 30}, {"a.parquet": table.slice(0, 20), "b.parquet": table.slice(20)})
     counts = ("judge_calls", "cached_verdicts", "reference_calls", "empty_answers", "truncated", "unparsable")
-    judged = {"majority_answer": "", "triples": 0, "non_transitive_triples": 0, "paragraph": False, **dict.fromkeys(counts, 0)}
+    counts += ("drawn", "abstentions", "cut_answers", "triples", "non_transitive_triples")
+    judged = {
+        "majority_answer": "",
+        "declines": [],
+        "abstains": False,
+        "replayable": True,
+        "paragraph": False,
+        **dict.fromkeys(counts, 0),
+    }
     entropies = [
         {**row, **judged, "semantic_entropy": entropy, "bound": "exact", "cluster_ids": clusters, "label": int(entropy >= 0.6)}
         for row, entropy, clusters in zip(asked, ENTROPIES, CLUSTERS, strict=True)

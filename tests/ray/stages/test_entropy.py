@@ -64,7 +64,9 @@ def test_label_only_gives_the_labels_of_all_answers_for_fewer_verdicts_and_a_cac
     samples: str, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     cache = ("-o", f"entropy.cache={tmp_path / 'cache'}", "-o", "entropy.audit=0")
-    decided, cheap, _ = entropy(samples, tmp_path / "decided", *BUNDLED, *cache, "-o", "entropy.label_only=true")
+    decided, cheap, _ = entropy(
+        samples, tmp_path / "decided", *BUNDLED, *cache, "--rule", "ka2l", "-o", "entropy.label_only=true"
+    )
     whole, full, _ = entropy(samples, tmp_path / "whole", *BUNDLED, *cache)
     again, none, _ = entropy(samples, tmp_path / "again", *BUNDLED, *cache, "-o", "entropy.policy=founder_first")
     assert decided["label"].equals(whole["label"])
@@ -197,7 +199,7 @@ def test_every_score_is_held_against_correctness(asked: dict[str, str], tmp_path
         (("--correct", "right"), "--correct has no effect without --evaluate"),
         (("--evaluate",), "whether an answer is right is not known; give --correct COLUMN"),
         (("--evaluate", "--correct", "right"), "no row has 'right', true or false; give --correct COLUMN"),
-        (("-o", "entropy.label_only=true", "--rule", "two_means"), "label_only needs a threshold that is known beforehand"),
+        (("-o", "entropy.label_only=true"), "known beforehand, and entropy.rule is auto; set entropy.rule=ka2l"),
         (("-o", "entropy.judge=llm"), "judge llm needs llm_model"),
         (("--judge", "llm", "-o", "entropy.llm_model=m", "-o", "entropy.llm_prompt='{a}?'"), "must hold {question}, {a} and {b}"),
         (("--judge", "embedding", "-o", "entropy.encoder=/nowhere"), "/nowhere: no sentence encoder there"),

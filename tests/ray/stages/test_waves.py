@@ -14,7 +14,7 @@ from ka2l_ray.store.artefacts import StageDirectory
 from tests.ray.sampling import sampled
 
 ENGINE = EngineConfig(shard_size=64)
-BY_MEANING = EntropyConfig(nli_model="bundled:judge")
+BY_MEANING = EntropyConfig(nli_model="bundled:judge", rule="ka2l")
 
 
 def test_labels_of_questions_that_stop_when_decided_are_those_of_all_answers(world_files: dict[str, str], tmp_path: Path) -> None:

@@ -33,8 +33,16 @@ def test_a_name_a_guess_or_a_denial_is_an_answer(answer: str) -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        *("I don't know", "I don\u2019t know.", "I DON'T KNOW", "i dont know", "**I don't know**", '"I don\'t know."'),
-        *("idk", "N/A"),
+        *(
+            "I don't know",
+            "I don\u2019t know.",
+            "I DON'T KNOW",
+            "i dont know",
+            "**I don't know**",
+            '"I don\'t know."',
+            "idk",
+            "N/A",
+        ),
         *("Unknown.", "No idea", "I honestly have no idea.", "I'm not sure.", "Answer: I don't know", "Nobody knows."),
         *("I'm sorry, but as an AI language model, I don't have access to that information.", "I can't help with that."),
         *("I couldn't find any information about this.", "I am unable to verify the date.", "It is unclear who wrote it."),
