@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from ka2l_ray.semantics.entropy import agreeing_answers, auto_threshold, semantic_entropy, threshold
 from ka2l_ray.semantics.reliability import cohen_kappa, half_entropies, reliability
 from ka2l_ray.uncertainty.ranking import auroc
