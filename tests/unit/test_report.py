@@ -18,7 +18,7 @@ from ka2l_ray import schema
 from ka2l_ray.errors import UserError
 from ka2l_ray.evaluation import Interval
 from ka2l_ray.report import figures, write_report
-from ka2l_ray.report.data import GROUPS, CurvePoint, EntropyRound, pca_rounds, principal_components, read_runs
+from ka2l_ray.report.data import GROUPS, Changes, CurvePoint, EntropyRound, pca_rounds, principal_components, read_runs
 from ka2l_ray.semantics.entropy import semantic_entropy
 from ka2l_ray.store.artefacts import RunStore
 from ka2l_ray.store.storage import Storage
@@ -53,6 +53,7 @@ entropy: {judge: nli, nli_model: bundled:judge, equivalence: strict, policy: fou
 selection: {strategy: ka2l}
 finetune: {start: last_adapter}
 """
+JUDGED = "evaluation: {judge: nli, nli_model: bundled:judge}\n"
 QUESTIONS = [f"What is q{i:02d}?" if i else "Is <script>alert(1)</script> q00?" for i in range(30)]
 # Ten questions with one meaning, ten with two, ten with as many as answers; the fixed threshold lies after the first ten.
 CLUSTERS = [[0] * 10] * 10 + [[0] * 5 + [1] * 5] * 10 + [list(range(10))] * 10
@@ -154,7 +155,7 @@ def commit_probe(store: RunStore, at: str, fitted: bool, round_: int) -> None:
     return commit(store, f"{at}/probe", facts, {"layers.parquet": table, "predictions.parquet": pa.table(predictions)})
 
 
-def commit_evaluation(store: RunStore, name: str, stage: int, wrong: range) -> None:
+def commit_evaluation(store: RunStore, name: str, stage: int, wrong: range, judge: str = "exact") -> None:
     """The ``stage``-th evaluation; test questions 0 to 4 were known before."""
     scores = dict.fromkeys(("token_f1", "rouge_l", "bleu", "meteor"), 0.0)
     rows = [
@@ -171,7 +172,7 @@ def commit_evaluation(store: RunStore, name: str, stage: int, wrong: range) -> N
         }
         for i in range(12)
     ]
-    metrics = {"correct": 0.0, "exact_match": 0.0, "token_f1": 0.01, "rouge_l": 0.02, "bleu": 0.03}
+    metrics = {"correct": 0.0, "exact_match": 0.0 if judge == "exact" else -0.1, "token_f1": 0.01, "rouge_l": 0.02, "bleu": 0.03}
     changes = {"learned": (0, 7, 4)[stage], "forgotten": (0, 1, 6)[stage], "known_before": 5}
     facts = {
         "rows": 12,
@@ -181,9 +182,9 @@ def commit_evaluation(store: RunStore, name: str, stage: int, wrong: range) -> N
         },
         "corpus_bleu": 61.5,
         "metric_notes": {"meteor": "matches words by exact, stem"},
-        "judge": "exact",
+        "judge": judge,
         **changes,
-        "by_exact_match": changes,
+        "by_exact_match": changes if judge == "exact" else {"learned": 3, "forgotten": 2, "known_before": 4},
     }
     commit(store, name, facts, {"evaluation.parquet": pa.Table.from_pylist(rows, schema=schema.EVALUATION)})
 
@@ -295,8 +296,8 @@ def test_the_learning_curve_is_the_facts_of_the_evaluations(page: Page) -> None:
     assert before[2:6] == ["0", "0.200 [0.150, 0.250]", "1.000 [0.950, 1.050]", "0.000 [-0.050, 0.050]"]
     after = page.cells("Learning curve", "full", "1")
     assert after[2:6] == ["20", "0.600 [0.550, 0.650]", "0.900 [0.850, 0.950]", "0.525 [0.475, 0.575]"]
-    assert after[6:] == ["0.610", "0.620", "0.630", "n/a", "61.5"]
-    assert "exact, stem (full)" in page.said("Learning curve")
+    assert after[6:] == ["0.610", "0.620", "0.630", "n/a", "n/a", "61.5"]
+    assert "meteor (full): matches words by exact, stem" in page.said("Learning curve")
 
 
 def test_the_area_under_the_curve_is_trapezoids_over_the_range_of_labels(page: Page) -> None:
@@ -345,10 +346,29 @@ def test_examples_show_generations_by_meaning(page: Page) -> None:
 
 
 def test_forgetting_shows_counts_and_answers_before_and_after(page: Page) -> None:
-    assert page.cells("Learned and forgotten", "0") == ["0", "5", "7", "1", "+6"]
-    assert page.cells("Learned and forgotten", "1") == ["1", "5", "4", "6", "-2"]
+    assert page.cells("Learned and forgotten", "0") == ["0", "exact match", "5", "7", "1", "+6"]
+    assert page.cells("Learned and forgotten", "1") == ["1", "exact match", "5", "4", "6", "-2"]
     rows = page.rows["Forgotten after the last round"][1:]
     assert rows == [["Test t00?", "right 0", "wrong 0", "right 0"], ["Test t01?", "right 1", "wrong 1", "right 1"]]
+
+
+def test_figures_by_a_judge_stand_beside_exact_match_and_are_called_by_its_name(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path / "judged"))
+    store.storage.write_bytes("config.yaml", CONFIG.replace("TEST", "test.jsonl").encode() + JUDGED.encode())
+    commit_evaluation(store, "baseline/evaluation", 0, wrong=range(5, 12), judge="nli")
+    commit_evaluation(store, "rounds/000/evaluation", 1, wrong=range(2), judge="nli")
+    page = Page(write_report(store.root, [store.root]))
+    assert page.cells("What the model does not know: judged", "Right is")[1] == "nli, bundled:judge"
+    assert page.rows["Learning curve"][0][3:7] == ["right by nli", "… known before", "… unknown before", "exact_match"]
+    assert page.cells("Learning curve", "judged", "0")[3:7] == [
+        *("0.500 [0.450, 0.550]", "0.950 [0.900, 1.000]", "0.300 [0.250, 0.350]"),
+        "0.400",
+    ]
+    assert "Right by nli on the test set against all labels" in page.said("Learning curve")
+    assert [row[:5] for row in page.rows["Learned and forgotten"][1:]] == [
+        ["0", "nli", "5", "7", "1"],
+        ["0", "exact match", "4", "3", "2"],
+    ]
 
 
 def test_drift_is_shown_from_the_second_round_on(page: Page) -> None:
@@ -440,8 +460,9 @@ def test_the_learning_curve_draws_every_run_with_its_intervals() -> None:
 
 def curve(*means: float) -> list[CurvePoint]:
     intervals = [Interval(mean, mean - 0.1, mean + 0.1, 9) for mean in means]
+    none = Changes(0, 0, 0)
     return [
-        CurvePoint(i or None, 10 * i, {group: {"exact_match": interval} for group in GROUPS}, 0.0, "", 0, 0, 0)
+        CurvePoint(i or None, 10 * i, "exact", {group: {"correct": interval} for group in GROUPS}, 0.0, {}, none, none)
         for i, interval in enumerate(intervals)
     ]
 
