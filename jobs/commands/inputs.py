@@ -14,7 +14,6 @@ from ka2l_ray import schema
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.evaluation import exact_match
 from ka2l_ray.jobs.stages.questions import ROWS_PER_PART, answer_key, input_key, questions
 from ka2l_ray.models.adapters import check_adapter
 from ka2l_ray.questions import answers_of, read_rows, row_id
@@ -43,10 +42,10 @@ class Inputs:
         return self._committed(path, "question", "generations") or self._import(path, "samples", _sampled, SAMPLED)
 
     def answered(self, path: str, *, correct: str | None, answers: str | None, group: str | None) -> Artefact:
-        """Sampled questions with whether the greedy answer is wrong, of as many as it is known of.
+        """Sampled questions with whether the greedy answer is wrong, or with the accepted answers that ``judged`` needs.
 
         Args:
-            correct: column that says whether it is right; None: exact match with the answers.
+            correct: column that says whether it is right; None: the accepted answers are to be held against it.
             answers: file of the answers, where the samples have none.
             group: column whose values are judged apart.
 
@@ -64,8 +63,8 @@ class Inputs:
 
         how = {"correct": correct, "answers": key.key if key else None, "group": group}
         found = self._import(path, "answered", convert, schema.ANSWERED, how)
-        wrong = found.storage.read_table("", columns=["wrong"])["wrong"]
-        if wrong.null_count == len(wrong):
+        rows = found.storage.read_table("", columns=["wrong", "answers"])
+        if rows["wrong"].null_count == rows["answers"].null_count == len(rows):
             lack = f"no row has '{correct}', true or false" if correct else "whether an answer is right is not known"
             raise UserError(f"{path}: {lack}; give --correct COLUMN, or 'greedy' with 'answers' (--answers FILE)")
         return found
@@ -203,8 +202,6 @@ def _answered(
         if not isinstance(row.get(correct), bool | None):
             raise UserError(f"{place}: '{correct}' must be true or false, this is {row[correct]!r}")
         wrong = None if row.get(correct) is None else not row[correct]
-    elif isinstance(greedy, str) and answers:
-        wrong = exact_match(greedy, answers) < 1
     sampled = _sampled(place, row)
     drawn, last = row.get("token_logprobs"), row.get("greedy_token_ids")
     if drawn is not None and (len(drawn) != len(sampled["generations"]) or not np.isfinite([x for t in drawn for x in t]).all()):
@@ -212,7 +209,9 @@ def _answered(
     return {
         **sampled,
         "greedy": greedy,
+        "answers": answers if correct is None and isinstance(greedy, str) else None,
         "wrong": wrong,
+        "no_exact_match": None,
         "log_likelihoods": [sum(t) / max(1, len(t)) for t in drawn] if drawn else None,
         "greedy_log_likelihood": row["greedy_logprob"] / len(last) if last and row.get("greedy_logprob") is not None else None,
         "group": str(row[group]) if group else "all",

@@ -155,7 +155,8 @@ def entropy(
         bool, typer.Option("--evaluate", help="Also hold every uncertainty score against correctness: OUT-uncertainty.")
     ] = False,
     correct: Annotated[
-        str | None, typer.Option("--correct", help="Column: is the greedy answer right? Else exact match with the answers.")
+        str | None,
+        typer.Option("--correct", help="Column: is the greedy answer right? Else evaluation.judge against the answers."),
     ] = None,
     answers: Annotated[str | None, typer.Option("--answers", help="id, answers; where the samples hold none.")] = None,
     by: Annotated[str | None, typer.Option("--by", help="Column whose values are evaluated apart, such as model.")] = None,
@@ -193,6 +194,7 @@ def entropy(
         answered = None
         if evaluate or p_wrong:
             answered = at.inputs.answered(samples, correct=correct, answers=answers, group=by)
+            answered = answered if correct else _judged(at, answered)
         if combine and not any(further.values()):
             check_combinable(answered)
         states = at.inputs.table(hidden_states) if hidden_states else None
@@ -217,6 +219,17 @@ def entropy(
             )
         if answered is not None and evaluate:
             _evaluate_uncertainty(at, out, answered, done, p_true_model, states, chances, combine)
+
+
+def _judged(at: Stage, answered: Any) -> Any:
+    """With whether each greedy answer is wrong, by ``evaluation.judge``."""
+    from ka2l_ray.jobs.stages.correctness import judged
+    from ka2l_ray.store.artefacts import StageDirectory
+
+    _check_reads(at.config.evaluation, "evaluation", answered)
+    store = StageDirectory(f"{at.inputs.directory}/judged")
+    settings = {"config": at.config.evaluation, "reading": at.config.reading, "engines": at.engines}
+    return judged(store, "judged", answered=answered, **settings)
 
 
 def _check_reads(settings: Any, section: str, rows: Any) -> None:
@@ -244,9 +257,9 @@ def _evaluate_uncertainty(
     store = StageDirectory(f"{out}-uncertainty")
     parts = {"p_true": asked, "hidden_states": states, "chances": chances}
     done = uncertainty(store, "uncertainty", answered=answered, entropy=entropy, **parts, combined=combined)
-    for group in dict.fromkeys(row["group"] for row in done.facts["quality"]):
-        rows = [row for row in done.facts["quality"] if row["group"] == group]
-        table = Table(title=f"{group}: {rows[0]['questions']} questions, {rows[0]['wrong']:.1%} answered wrongly")
+    for group, truth in dict.fromkeys((row["group"], row["truth"]) for row in done.facts["quality"]):
+        rows = [row for row in done.facts["quality"] if (row["group"], row["truth"]) == (group, truth)]
+        table = Table(title=f"{group}: {rows[0]['questions']} questions, {rows[0]['wrong']:.1%} answered wrongly ({truth})")
         for column in ("score", "AUROC", "95 % interval", "AURC", "calibration error", "Brier"):
             table.add_column(column, justify="left" if column == "score" else "right")
         for row in rows:

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ka2l_ray import schema
 from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.judge import CorrectBatch, correctness_table
 from ka2l_ray.config import EvaluationConfig
@@ -18,13 +19,15 @@ from ka2l_ray.reading import Reading
 from ka2l_ray.semantics.cache import shared
 from ka2l_ray.semantics.correctness import judge_answers
 from ka2l_ray.semantics.judges import judge_gpus, judge_place, make_judge, verdict_identity
+from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 ROWS_PER_BLOCK = 512  # answers that are judged together
 COUNTS = ("judge_calls", "cached_verdicts", "truncated", "unparsable")
-ASKED = ["question_id", "question", "prediction", "answers"]
+ASKED, GIVEN = ["question_id", "question", "prediction", "answers"], ["question_id", "question", "greedy", "answers"]
+TO_JUDGE = pa.schema([schema.EVALUATION.field(name) for name in ASKED])
 
 
 def correctness_identity(config: EvaluationConfig, reading: Reading) -> dict[str, Any]:
@@ -34,6 +37,27 @@ def correctness_identity(config: EvaluationConfig, reading: Reading) -> dict[str
         UserError: no such judge's model.
     """
     return {**verdict_identity(config, reading.normalize), **reading.identity()}
+
+
+def judged(
+    store: Store, name: str, *, answered: Artefact, config: EvaluationConfig, reading: Reading, engines: Engines
+) -> Artefact:
+    """``schema.ANSWERED`` rows with whether the greedy answer is wrong, where there are accepted answers to hold it against."""
+    inputs = {"stage": "judged", "answered": answered.key, "correctness": correctness_identity(config, reading)}
+
+    def build(work: Storage) -> dict[str, Any]:
+        rows = answered.storage.read_table("").to_pylist()
+        having = [row for row in rows if row["answers"]]
+        asked = pa.table({name: [row[of] for row in having] for name, of in zip(ASKED, GIVEN, strict=True)}, schema=TO_JUDGE)
+        found, cost = correctness(name, asked, work.at("_scratch"), config=config, reading=reading, engines=engines)
+        said = {row["question_id"]: row for row in found.to_pylist()}
+        for row in having:
+            row["wrong"] = not said[row["question_id"]]["correct"]
+            row["no_exact_match"] = not said[row["question_id"]]["exact_match"]
+        work.write_table("judged.parquet", pa.Table.from_pylist(rows, schema=schema.ANSWERED))
+        return {"rows": len(rows), "judge": config.judge, **cost}
+
+    return store.compute(name, inputs, build)
 
 
 def correctness(

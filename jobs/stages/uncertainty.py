@@ -15,6 +15,7 @@ from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model, engine_identity
 from ka2l_ray.config import EngineConfig
 from ka2l_ray.errors import UserError
+from ka2l_ray.evaluation import measure
 from ka2l_ray.jobs.stages.p_wrong import check_exact
 from ka2l_ray.jobs.stages.progress import progress
 from ka2l_ray.store.artefacts import Artefact, Store
@@ -103,6 +104,8 @@ def uncertainty(
         for part in filter(None, (chances, p_true)):
             _add_chances(rows, part)
         figures = []
+        judge = answered.facts.get("judge")
+        truths = {measure(judge) if judge else "as given": "wrong"} | ({"exact match": "no_exact_match"} if judge else {})
         for group in sorted({row["group"] for row in rows}):
             members = [row for row in rows if row["group"] == group]
             if hidden_states is not None:
@@ -110,11 +113,13 @@ def uncertainty(
             if combined:
                 _add_combined(members)
             _add_p_wrong(members)
-            known = [row for row in members if row["wrong"] is not None]
-            figures += [{"group": group, **asdict(q)} for q in _qualities(known)]
+            for truth, column in truths.items():
+                known = [{**row, "wrong": row[column]} for row in members if row[column] is not None]
+                figures += [{"group": group, "truth": truth, **asdict(q)} for q in _qualities(known)]
         names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
         columns = {
-            name: [row[name] for row in rows] for name in ("question_id", "question", "group", "wrong", "label", "p_wrong")
+            name: [row[name] for row in rows]
+            for name in ("question_id", "question", "group", "wrong", "no_exact_match", "label", "p_wrong")
         }
         columns |= {column_of(name): [row["scores"].get(name) for row in rows] for name in names}
         work.write_table("uncertainty.parquet", pa.table(columns))
