@@ -19,8 +19,9 @@ from ka2l_ray import schema
 from ka2l_ray.jobs.commands.cli import app
 from ka2l_ray.jobs.driver import hold_config
 from ka2l_ray.probes import ProbeCard, make_probe, probe_to_bytes
-from ka2l_ray.store.artefacts import RunStore
+from ka2l_ray.store.artefacts import RunStore, StageDirectory
 from ka2l_ray.store.storage import Storage
+from ka2l_ray.world import bundled_path
 from tests.ray.conftest import resolved, write_config, write_lines
 
 GOOD = [{"id": f"q{i}", "question": f"Where was person number {i} born?", "answers": ["Cekis"]} for i in range(12)]
@@ -293,3 +294,48 @@ def test_vllm_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.
         "sample", "--model", "bundled:student", "--questions", asked, "--out", str(tmp_path / "out"), "--engine", "vllm"
     )
     assert "engine.name is vllm, which is not installed; pip install 'ka2l_ray[vllm]'" in line
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize("section", ["entropy", "evaluation"])
+@pytest.mark.parametrize(("judge", "key"), [("nli", "nli_model"), ("embedding", "encoder"), ("cross_encoder", "cross_encoder")])
+def test_a_judge_whose_model_is_not_there(
+    judge: str, key: str, section: str, dry: tuple[str, ...], small_run: dict[str, Any], tmp_path: Path
+) -> None:
+    small_run.setdefault(section, {}).update({"judge": judge, key: str(tmp_path / "nowhere")})
+    line = refused("run", write_config(small_run, tmp_path), *dry)
+    assert f"{tmp_path / 'nowhere'}: no " in line
+    assert not Path(small_run["output"]).exists()
+
+
+def test_a_cross_encoder_that_is_none_is_refused_by_its_labels(small_run: dict[str, Any], tmp_path: Path) -> None:
+    small_run["evaluation"] |= {"judge": "cross_encoder", "cross_encoder": bundled_path("bundled:judge")}
+    assert "an NLI model is the judge nli" in refused("run", write_config(small_run, tmp_path), "--dry-run")
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_judge_for_english_on_questions_that_are_not(dry: tuple[str, ...], small_run: dict[str, Any], tmp_path: Path) -> None:
+    asked = ["法国的首都是哪里?", "谁写了《红楼梦》?", "水的化学式是什么?", "地球的卫星叫什么名字?"]
+    pool = write_lines(tmp_path / "pool.jsonl", [{"id": f"q{i}", "question": q, "answers": ["x"]} for i, q in enumerate(asked)])
+    small_run["pool"] = {"questions": pool, "probing_size": 4}
+    small_run["selection"]["budget"] = 2
+    line = refused("run", write_config(small_run, tmp_path), *dry)
+    assert f"entropy.nli_model: bundled:judge reads English, and the questions of {pool} are in Chinese" in line
+    assert "set entropy.judge to exact or llm" in line
+    assert not Path(small_run["output"]).exists()
+    samples = [{"id": f"q{i}", "question": q, "generations": ["巴黎", "里昂"]} for i, q in enumerate(asked)]
+    file = write_lines(tmp_path / "samples.jsonl", samples)
+    out = ("--out", str(tmp_path / "out"))
+    line = refused("entropy", "--samples", file, *out)
+    assert f"entropy.nli_model: microsoft/deberta-large-mnli reads English, and the questions of {file} are in Chinese" in line
+
+
+def test_an_evaluation_by_another_judge_is_no_before(small_run: dict[str, Any], tmp_path: Path) -> None:
+    store = StageDirectory(str(tmp_path / "before"))
+    before = store.compute("evaluation", {"stage": "evaluate", "correctness": {"judge": "nli"}}, lambda _: {"rows": 1})
+    line = refused(
+        *("evaluate", "--model", "bundled:student", "--test", small_run["pool"]["test"], "--before", before.url),
+        *("--out", str(tmp_path / "out")),
+    )
+    assert "evaluated by another judge" in line
+    assert "judge.judge: 'nli' there, 'exact' now" in line
