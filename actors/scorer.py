@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from ka2l_ray.models.language_model import SPREAD, LanguageModel
 from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.probes import p_unknown, probe_from_bytes
 from ka2l_ray.store.storage import Storage
+from ka2l_ray.uncertainty.option_entropy import OptionEntropy
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +36,12 @@ class ScoreBatch:
         model: Model,
         probe: str | None,
         next_token_entropy: bool,
+        option_entropy: bool,
         exclude: frozenset[str],
         engine: EngineConfig,
     ) -> None:
         self.model, self.probe_url, self.engine = model, probe, engine
-        self.next_token_entropy = next_token_entropy
+        self.next_token_entropy, self.wants_option_entropy = next_token_entropy, option_entropy
         self.exclude = pa.array(sorted(exclude), pa.string())
         self.batch_tokens = engine.batch_tokens
         self.errors = 0
@@ -53,6 +56,7 @@ class ScoreBatch:
         self.language_model = LanguageModel(self.model.base, adapter=self.model.adapter, device=SPREAD)
         set_threads(self.engine.cpus, self.language_model, replicas_a_node(self.engine))
         self.prompter = Prompter(self.language_model.tokenizer, self.model.prompt)
+        self.option_entropy = OptionEntropy(self.language_model, self.prompter) if self.wants_option_entropy else None
         self.probe, self.layer = None, None
         if self.probe_url is not None:
             self.probe, card = probe_from_bytes(Storage(self.probe_url).read_bytes("probe.safetensors"), self.probe_url)
@@ -85,27 +89,34 @@ class ScoreBatch:
             )
 
     def _score(self, batch: pa.Table) -> pa.Table:
-        encoded = [self.prompter.encode(self.prompter.prompt(question)) for question in batch["question"].to_pylist()]
+        asked = batch["question"].to_pylist()
+        encoded = [self.prompter.encode(self.prompter.prompt(question)) for question in asked]
         too_long = max(map(len, encoded), default=0)
         if too_long > self.language_model.max_length:
             raise ValueError(f"a prompt of {too_long} tokens; the model takes {self.language_model.max_length}")
         last = self.language_model.n_layers
         layers = sorted({layer for layer in (self.layer, last if self.next_token_entropy else None) if layer is not None})
-        probabilities = np.full(len(encoded), np.nan, np.float32)
-        entropies = np.full(len(encoded), np.nan, np.float32)
-        for rows, states in self.language_model.last_token_states(encoded, layers, batch_tokens=self.batch_tokens):
+        probabilities, entropies, of_options = (np.full(len(encoded), np.nan, np.float32) for _ in range(3))
+        for rows, states in self._states(encoded, layers):
             if self.probe is not None and self.layer is not None:
                 probabilities[rows] = p_unknown(self.probe, states[self.layer]).float().cpu().numpy()
             if self.next_token_entropy:
                 entropies[rows] = self.language_model.next_token_entropy(states[last]).cpu().numpy()
+        if self.option_entropy is not None:
+            of_options[:] = self.option_entropy(asked, encoded, batch["options"].to_pylist(), batch_tokens=self.batch_tokens)
         return pa.table(
             {
                 "question_id": batch["question_id"],
                 "question": batch["question"],
                 "p_unknown": pa.array(probabilities, from_pandas=True),
                 "next_token_entropy": pa.array(entropies, from_pandas=True),
+                "option_entropy": pa.array(of_options, from_pandas=True),
                 "semantic_entropy": pa.nulls(len(encoded), pa.float64()),
                 "error": pa.nulls(len(encoded), pa.string()),
             },
             schema=schema.SCORES,
         )
+
+    def _states(self, encoded: list[list[int]], layers: list[int]) -> Iterable[tuple[list[int], dict[int, torch.Tensor]]]:
+        """Nothing runs where no layer's state is wanted."""
+        return self.language_model.last_token_states(encoded, layers, batch_tokens=self.batch_tokens) if layers else ()

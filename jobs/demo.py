@@ -29,6 +29,7 @@ from ka2l_ray.uncertainty.ranking import auroc
 from ka2l_ray.world.facts import World
 
 ARMS = ("ka2l", "random")
+TEST_SET = "other_words"  # the pool's own facts, each in a phrasing that no text and no label uses
 
 
 def demo(out: str, seed: int, overrides: list[str]) -> None:
@@ -56,7 +57,7 @@ def _config(target: Path, arm: str, seed: int, overrides: list[str]) -> RunConfi
         "output": str(target / arm),
         "seed": seed,
         "pool.questions": str(target / "pool.jsonl"),
-        "pool.test": str(target / "test.jsonl"),
+        "pool.test": {TEST_SET: {"path": str(target / "test.jsonl"), "kind": "transductive"}},
         "selection.strategy": arm,
         "reuse": [str(target / other) for other in ARMS if other != arm],
     }
@@ -108,9 +109,9 @@ def summarise(configs: dict[str, RunConfig], world: World) -> dict[str, Any]:
     fitted = set(uncertainty["question_id"].to_pylist())
     se = dict(zip(*(uncertainty[c].to_pylist() for c in uncertainty.column_names), strict=True))
     p = {i: v for i, v in zip(*(scores[c].to_pylist() for c in scores.column_names), strict=True) if i not in fitted}
-    before = _correct(start, "baseline/evaluation")
+    before = _correct(start, f"baseline/evaluation/{TEST_SET}")
     last = {
-        arm: max(n for n in store.manifest if n.startswith("rounds/") and n.endswith("/evaluation"))
+        arm: max(n for n in store.manifest if n.startswith("rounds/") and n.endswith(f"/evaluation/{TEST_SET}"))
         for arm, store in stores.items()
     }
     after = {arm: _correct(store, last[arm]) for arm, store in stores.items()}

@@ -32,7 +32,7 @@ from ka2l_ray.jobs.stages.evaluate import evaluate
 from ka2l_ray.jobs.stages.finetune import finetune
 from ka2l_ray.jobs.stages.hidden_states import hidden_states
 from ka2l_ray.jobs.stages.probe import probe
-from ka2l_ray.jobs.stages.questions import answer_key, check_disjoint, draw, input_key, questions
+from ka2l_ray.jobs.stages.questions import answer_key, check_test_sets, draw, input_key, questions
 from ka2l_ray.jobs.stages.sample import sample
 from ka2l_ray.jobs.stages.score import score, score_by_semantic_entropy
 from ka2l_ray.jobs.stages.select import select
@@ -47,7 +47,7 @@ from ka2l_ray.store.artefacts import Artefact, RunStore, difference, flatten
 
 logger = logging.getLogger(__name__)
 
-INPUTS = {"pool", "test", "answers"}  # artefacts that cost no model
+INPUTS = {"pool", "test", "answers"}  # artefacts that cost no model; those of named test sets lie below "test"
 # Below this share of what is wanted, missing replay rows are not worth a pass of the model and the judge.
 REPLAY_SHORTFALL = 0.1
 
@@ -59,7 +59,8 @@ class RunResult:
     rounds: int
     labels: int
     stopped: str
-    evaluations: list[Artefact] = field(default_factory=list)
+    evaluations: dict[str, list[Artefact]] = field(default_factory=dict)
+    """Of each test set, from the untrained model on."""
 
 
 def run(config: RunConfig, store: RunStore) -> RunResult:
@@ -88,18 +89,18 @@ def check_inputs(config: RunConfig) -> None:
     strategy_of_a_run(config.selection.strategy)
     _check_judges(config)
     bert_score_identity(config.evaluation)
-    for path in (config.pool.questions, config.pool.test, config.annotation.answers):
+    for path in (config.pool.questions, *(held.path for held in config.pool.test_sets.values()), config.annotation.answers):
         if path is not None:
             input_key(path)
 
 
 def _check_judges(config: RunConfig) -> None:
     """Raise a UserError where a judge is not there, or could not read the questions."""
-    judged = {"entropy": config.pool.questions, "evaluation": config.pool.test}
-    for section, path in judged.items():
+    judged = {"entropy": [config.pool.questions], "evaluation": [held.path for held in config.pool.test_sets.values()]}
+    for section, paths in judged.items():
         settings: JudgeSettings = getattr(config, section)
         verdict_identity(settings, config.reading.normalize)
-        if path is not None:
+        for path in paths:
             check_language(settings, section, (row["question"] for row in QuestionReader(path)), path)
 
 
@@ -119,6 +120,15 @@ def check_budget(config: RunConfig, pool: int) -> None:
         raise UserError(
             f"selection.budget is {config.selection.budget} labels a round, {config.pool.questions} has {pool} questions; "
             "lower the budget"
+        )
+
+
+def check_columns(config: RunConfig, pool: int, with_options: int) -> None:
+    """Raise a UserError where the strategy ranks by a column that the pool's questions cannot have."""
+    if "option_entropy" in strategy(config.selection.strategy).needs and with_options < pool:
+        raise UserError(
+            f"selection.strategy {config.selection.strategy} ranks by the likelihoods of options; {pool - with_options} of "
+            f"{pool} questions of {config.pool.questions} have no 'options'; choose another strategy, or leave them out"
         )
 
 
@@ -156,7 +166,8 @@ def hold_config(config: RunConfig, store: RunStore) -> None:
         if not store.storage.exists("metrics.jsonl"):
             raise RunMismatchError(f"{config.output}: a config.yaml is there that no run wrote; set another output directory")
         made = {name: artefact.schema_version for name, artefact in store.manifest.items()}
-        older = {version for name, version in made.items() if name not in INPUTS and version != SCHEMA_VERSION}
+        costly = {name for name in made if name.partition("/")[0] not in INPUTS}
+        older = {made[name] for name in costly if made[name] != SCHEMA_VERSION}
         if older:
             raise RunMismatchError(
                 f"{config.output}: this run was made by another version of ka2l_ray (schema version {min(older)}, this one's is "
@@ -164,7 +175,7 @@ def hold_config(config: RunConfig, store: RunStore) -> None:
             )
         there = content_part(yaml.safe_load(store.storage.read_bytes("config.yaml")))
         now = content_part(config.model_dump(mode="json"))
-        if there != now and set(store.manifest) - INPUTS:
+        if there != now and costly:
             raise RunMismatchError(
                 f"{config.output}: this run was begun with another configuration ({difference(there, now)}); "
                 "set another output, or delete the directory"
@@ -191,21 +202,14 @@ class _Loop:
         self.annotations: list[Artefact] = []
         self.replays: list[Artefact] = []
         self.labelled: frozenset[str] = frozenset()
-        self.evaluations: list[Artefact] = []
+        self.tests: dict[str, Artefact] = {}
+        self.evaluations: dict[str, list[Artefact]] = {}
         self.previous_probe: Artefact | None = None
         self.decided: Decided | None = None
 
     def run(self) -> RunResult:
-        pool = questions(self.store, "pool", path=self.config.pool.questions)
-        check_budget(self.config, pool.facts["rows"])
-        answers = pool
-        if self.config.annotation.answers:
-            answers = answer_key(self.store, "answers", path=self.config.annotation.answers)
-        test = None
-        if self.config.pool.test:
-            test = questions(self.store, "test", path=self.config.pool.test)
-            check_disjoint(pool, test)
-            self.evaluations.append(self._evaluate("baseline/evaluation", test, self.base, None))
+        pool, answers = self._read_questions()
+        self._evaluate("baseline/evaluation", self.base)
 
         model, stopped, round_ = self.base, None, 0
         while stopped is None:
@@ -229,14 +233,29 @@ class _Loop:
             self._replay(at, pool, scores, uncertainty, model, round_)
             self._make_room(self.config.finetune.workers * self.config.finetune.reserved_cpus)
             model = self._finetune(f"{at}/adapter", model)
-            if test is not None:
-                self.evaluations.append(self._evaluate(f"{at}/evaluation", test, model, self.evaluations[0]))
+            self._evaluate(f"{at}/evaluation", model)
             round_ += 1
             self.ledger.round_done(round_, len(self.labelled))
             stopped = self._stopping_rule(round_, pool, scores)
         logger.info("stopped after %d rounds and %d labels: %s", round_, len(self.labelled), stopped)
         self.store.log_metric("stopped", stopped, round=round_, labels=len(self.labelled))
         return RunResult(round_, len(self.labelled), stopped, self.evaluations)
+
+    def _read_questions(self) -> tuple[Artefact, Artefact]:
+        """(pool, where its labels come from); the test sets besides, held against the pool."""
+        config, form, shown = self.config, self.config.normalize, self.config.prompt.options
+        pool = questions(self.store, "pool", path=config.pool.questions, form=form, shown=shown)
+        check_budget(config, pool.facts["rows"])
+        check_columns(config, pool.facts["rows"], pool.facts["with_options"])
+        answers = pool
+        if config.annotation.answers:
+            answers = answer_key(self.store, "answers", path=config.annotation.answers, form=form, shown=shown)
+        for name, held in config.pool.test_sets.items():
+            at = of_test_set("test", name)
+            self.tests[name] = questions(self.store, at, path=held.path, form=form, shown=shown, answered=True)
+        kinds = {name: (held.kind, self.tests[name]) for name, held in config.pool.test_sets.items()}
+        check_test_sets(pool, kinds, form)
+        return pool, answers
 
     @property
     def _share_of_gpu(self) -> float:
@@ -325,7 +344,7 @@ class _Loop:
         needs = strategy(self.config.selection.strategy).needs
         # Without a probe a strategy that needs no score still wants the whole pool, and the model's entropy costs no probe.
         wants_entropy = "next_token_entropy" in needs or (classifier is None and not needs)
-        if "semantic_entropy" in needs or (classifier is None and not wants_entropy):
+        if "semantic_entropy" in needs or (classifier is None and not wants_entropy and "option_entropy" not in needs):
             return score_by_semantic_entropy(self.store, name, entropy=uncertainty)
         return score(
             self.store,
@@ -335,6 +354,7 @@ class _Loop:
             model=model,
             probe=classifier,
             next_token_entropy=wants_entropy,
+            option_entropy="option_entropy" in needs,
             engine=self.config.engine,
         )
 
@@ -437,22 +457,26 @@ class _Loop:
         )
         return Model(self.config.model, self.config.prompt, adapter.url, adapter.key)
 
-    def _evaluate(self, name: str, test: Artefact, model: Model, before: Artefact | None) -> Artefact:
-        done = evaluate(
-            self.store,
-            name,
-            test=test,
-            model=model,
-            sampling=self.config.sampling,
-            config=self.config.evaluation,
-            engine=self.config.engine,
-            seed=(self.config.seed,),
-            engines=self.engines,
-            before=before,
-            reading=self.config.reading,
-        )
-        logger.info("%s: %s", name, headline(done.facts))
-        return done
+    def _evaluate(self, name: str, model: Model) -> None:
+        """Evaluate ``model`` on every test set, each against the untrained model's evaluation of it."""
+        for test_set, test in self.tests.items():
+            done = self.evaluations.setdefault(test_set, [])
+            done.append(
+                evaluate(
+                    self.store,
+                    of_test_set(name, test_set),
+                    test=test,
+                    model=model,
+                    sampling=self.config.sampling,
+                    config=self.config.evaluation,
+                    engine=self.config.engine,
+                    seed=(self.config.seed,),
+                    engines=self.engines,
+                    before=done[0] if done else None,
+                    reading=self.config.reading,
+                )
+            )
+            logger.info("%s: %s", of_test_set(name, test_set), headline(done[-1].facts))
 
     def _stopping_rule(self, round_: int, pool: Artefact, scores: Artefact) -> str | None:
         """The first rule that holds after ``round_`` rounds, in words."""
@@ -467,13 +491,27 @@ class _Loop:
             share = scores.facts["predicted_unknown"] / max(1, scores.facts["rows"])
             if share < stopping.min_unknown_share:
                 return f"the share predicted unknown, {share:.3f}, is below {stopping.min_unknown_share}"
-        if stopping.plateau_rounds is not None and len(self.evaluations) > stopping.plateau_rounds:
-            curve = [e.facts["accuracy"] for e in self.evaluations]
+        watched, evaluations = self._watched()
+        if stopping.plateau_rounds is not None and len(evaluations) > stopping.plateau_rounds:
+            curve = [e.facts["accuracy"] for e in evaluations]
             best_before = max(curve[: -stopping.plateau_rounds])
             if max(curve[-stopping.plateau_rounds :]) < best_before + stopping.plateau_gain:
                 what = measure(self.config.evaluation.judge)
-                return f"{what} has not risen by {stopping.plateau_gain} in {stopping.plateau_rounds} rounds"
+                return f"{what} on {watched} has not risen by {stopping.plateau_gain} in {stopping.plateau_rounds} rounds"
         return None
+
+    def _watched(self) -> tuple[str, list[Artefact]]:
+        """(in words, evaluations) of the test set that a plateau is looked for on: the first transductive one, on which labels
+        pay, else the first."""
+        sets = self.config.pool.test_sets
+        name = next((name for name, held in sets.items() if held.kind == "transductive"), next(iter(sets), ""))
+        said = f"the test set '{name}' ({sets[name].kind})" if name else "the test set"
+        return said, self.evaluations.get(name, [])
+
+
+def of_test_set(artefact: str, name: str) -> str:
+    """Name of an artefact of a test set; that of a plain path has none of its own."""
+    return f"{artefact}/{name}" if name else artefact
 
 
 def _predicted_known(scores: Artefact) -> pa.Array:

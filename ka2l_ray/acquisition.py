@@ -28,7 +28,7 @@ class Strategy:
 
 
 STRATEGIES: dict[str, Strategy] = {}
-SCORED = ("p_unknown", "next_token_entropy", "semantic_entropy")
+SCORED = ("p_unknown", "next_token_entropy", "option_entropy", "semantic_entropy")
 """Columns that a run scores its pool with."""
 
 
@@ -115,6 +115,11 @@ def ka2l_draw(columns: Columns, budget: int, generator: np.random.Generator) -> 
 @register("entropy", ("next_token_entropy",), "highest next-token entropy at the last prompt token")
 def entropy(columns: Columns, budget: int, generator: np.random.Generator) -> Choice:
     return top(columns["next_token_entropy"], budget, generator)
+
+
+@register("option_entropy", ("option_entropy",), "highest entropy of the options' likelihoods; only for multiple choice")
+def option_entropy(columns: Columns, budget: int, generator: np.random.Generator) -> Choice:
+    return top(columns["option_entropy"], budget, generator)
 
 
 @register("semantic_entropy", ("semantic_entropy",), "highest semantic entropy; only for questions that were sampled")

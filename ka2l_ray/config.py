@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from ka2l_ray.extraction import Extract
 from ka2l_ray.normalization import Form
@@ -57,6 +58,10 @@ class PromptConfig(Section):
     """``off``: a model that thinks before it answers is refused; ``strip``: it may, and the block is left out of its answers
     (``sampling.max_tokens`` must leave room for it)."""
 
+    options: Literal["show", "hide"] = "show"
+    """Of multiple-choice questions: ``show`` puts them behind the question, a line each with its letter, and the letter answers;
+    ``hide`` asks the question alone, and the option's text answers."""
+
     @field_validator("template_arguments")
     @classmethod
     def _not_ours(cls, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -70,13 +75,64 @@ class PromptConfig(Section):
         return "off" if thinking is False else thinking  # as YAML reads an unquoted off
 
 
+TestKind = Literal["inductive", "transductive"]
+
+
+class TestSet(Section):
+    path: str
+    """File of held-out questions with answers; none of them stands in the pool."""
+    kind: TestKind
+    """``inductive``: of other facts than the pool's; it measures format and forgetting. ``transductive``: the pool's own facts in
+    other words, by a column ``fact`` in both files; it measures what labels teach."""
+
+
+def _path_or_sets(test: Any) -> str | None:
+    return "path" if isinstance(test, str) else "" if isinstance(test, dict) else None
+
+
+# Told apart by what is given, so that a fault is one of that form alone; the tag of the sets is no part of a key.
+TestSets = Annotated[
+    Annotated[str, Tag("path")] | Annotated[dict[str, TestSet], Tag("")],
+    Discriminator(
+        _path_or_sets,
+        custom_error_type="path_or_sets",
+        custom_error_message="give a file, or {NAME: {path: FILE, kind: inductive or transductive}}",
+    ),
+]
+
+
 class PoolConfig(Section):
     questions: str
-    """File of unlabelled questions (.jsonl or .parquet): id, question and, where known, answers."""
-    test: str | None = None
-    """File of held-out questions with answers; none of them may stand in the pool."""
+    """File of unlabelled questions (.jsonl or .parquet): id, question and, where known, answers, target, fact; options and label
+    where they are multiple choice."""
+    test: TestSets | None = None
+    """Held-out questions with answers: one file, which is inductive, or several test sets by name."""
     probing_size: int = Field(1000, ge=2)
     """Questions a round that are sampled to fit the probe (at most the unlabelled pool)."""
+
+    @field_validator("test")
+    @classmethod
+    def _sets_differ(cls, test: str | dict[str, TestSet] | None) -> str | dict[str, TestSet] | None:
+        if test is None or isinstance(test, str):
+            return test
+        if not test:
+            raise ValueError("no test set is named; give one, or leave test out")
+        named: dict[str, str] = {}
+        for name, held_out in test.items():
+            if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+                raise ValueError(f"test set '{name}': a name is letters, digits, '_', '.' and '-'")
+            file = os.path.realpath(held_out.path)
+            if file in named:
+                raise ValueError(f"test sets '{named[file]}' and '{name}' are one file, {held_out.path}; give each its own")
+            named[file] = name
+        return test
+
+    @property
+    def test_sets(self) -> dict[str, TestSet]:
+        """By name; the name of a single path is empty."""
+        if isinstance(self.test, str):
+            return {"": TestSet(path=self.test, kind="inductive")}
+        return self.test or {}
 
 
 class SamplingConfig(Section):
@@ -428,7 +484,8 @@ class StoppingConfig(Section):
     min_unknown_share: float = Field(0.0, ge=0, le=1)
     """Stop when the share of the pool that is predicted unknown falls below this."""
     plateau_rounds: int | None = Field(None, ge=1)
-    """Stop when the share right on the test set (``evaluation.judge``) has not risen by ``plateau_gain`` for this many rounds."""
+    """Stop when the share right (``evaluation.judge``) has not risen by ``plateau_gain`` for this many rounds: on the first
+    transductive test set, where labels pay, else on the first of all."""
     plateau_gain: float = Field(0.005, ge=0)
     """Least rise that counts, as a share of the test set."""
 

@@ -36,6 +36,21 @@ def load_preset(name: str) -> dict[str, Any]:
     return document if below is None else _merge(load_preset(below), document)
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """A key that stands twice is refused: YAML's own loader takes the last and drops the rest unsaid."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"'{key_node.value}' stands twice; give each key once", key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: str | Path | None, overrides: list[str] | None = None, values: dict[str, Any] | None = None) -> RunConfig:
     """The validated configuration: preset, then file, then ``values`` by dotted key, then ``KEY=VALUE`` overrides.
 
@@ -98,10 +113,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: {'a directory' if path.is_dir() else 'no such file'}; give a YAML configuration")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}" if mark else str(path)
+        if isinstance(error, yaml.constructor.ConstructorError):
+            raise UserError(f"{place}: {error.problem}") from None
         raise UserError(f"{place}: not YAML ({getattr(error, 'problem', 'cannot be read')})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); give a YAML configuration") from None
@@ -118,7 +135,9 @@ def _apply(document: dict[str, Any], override: str) -> None:
         raise UserError(f"-o {override}: an override is KEY=VALUE, such as probe.epochs=5")
     key = key.strip()
     try:
-        parsed = yaml.safe_load(value)
+        parsed = yaml.load(value, _EachKeyOnce)
+    except yaml.constructor.ConstructorError as error:
+        raise UserError(f"-o {override}: {error.problem}") from None
     except yaml.YAMLError:
         raise UserError(f"-o {override}: the value is not YAML") from None
     if not value.strip() and _is_text(key):
@@ -157,7 +176,7 @@ def _explain(error: ValidationError, valid: list[str]) -> str:
     """The faults of one validation, in one line."""
     faults = []
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"])
+        key = ".".join(str(part) for part in fault["loc"] if part != "")
         if fault["type"] == "extra_forbidden":
             faults.append(f"unknown key '{key}'{_nearest(key, valid)}")
         elif fault["type"] == "missing":

@@ -49,7 +49,8 @@ class Ledger:
         totals: dict[str, float] = {}
         for spending in self.spendings():
             if not spending.reused:
-                stage = spending.artefact.rsplit("/", 1)[-1]
+                folder, *rest = spending.artefact.split("/")
+                stage = {"rounds": rest[1:2], "baseline": rest[:1]}.get(folder, [folder])[0]
                 totals[stage] = round(totals.get(stage, 0.0) + spending.seconds, 2)
         return totals
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ka2l_ray.errors import UserError
-from ka2l_ray.normalization import normalize_question
+from ka2l_ray.normalization import Form, normalize_answer
+from ka2l_ray.options import LETTERS, Shown, choice_of, question_key, with_options
 from ka2l_ray.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -83,39 +85,83 @@ def row_id(place: str, row: dict[str, Any]) -> str:
 class QuestionReader:
     """The rows of a pool or test file in ``schema.QUESTIONS``, one after another; ids and questions are remembered as digests.
 
-    The same normalised question twice is given once; ``repeated`` counts the rest, and the first of them is logged.
+    The same question twice (``options.question_key``) is given once; ``repeated`` counts the rest, the first of them is logged.
+
+    Args:
+        form: of texts that are the same.
+        shown: whether options stand in the question; decides what answers it.
+        answered: every row must have an answer, as those of a test set.
 
     Raises:
-        UserError: no such file, malformed line, row without id or question, or duplicate id.
+        UserError: no such file, malformed line, row without id or question, duplicate id, options without a right one.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, *, form: Form = "unicode", shown: Shown = "show", answered: bool = False) -> None:
+        self.path, self.form, self.shown, self.answered = path, form, shown, answered
         self.repeated = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         ids: set[int] = set()
         seen: set[int] = set()
-        first_repeat = ""
+        first_repeat = first_doubled = ""
+        doubled = 0
         for place, row in read_rows(self.path):
             question_id = row_id(place, row)
-            question = row.get("question")
-            if not isinstance(question, str) or not question.strip():
-                raise UserError(f"{place}: the row has no 'question'; every row needs a question text")
             if derive_seed(question_id) in ids:
                 raise UserError(f"{place}: id '{question_id}' stands in an earlier row; ids must be unique")
             ids.add(derive_seed(question_id))
-            key = derive_seed(normalize_question(question) or question)
+            found = self._read(place, row)
+            key = question_key(found["question"], found["options"], self.form)
             if key in seen:
                 self.repeated += 1
                 first_repeat = first_repeat or place
                 continue
             seen.add(key)
-            yield {"question_id": question_id, "question": question.strip(), "answers": answers_of(place, row)}
+            if found["options"] and len(set(found["options"])) < len(found["options"]):
+                doubled += 1
+                first_doubled = first_doubled or place
+            yield {"question_id": question_id, **found}
         if self.repeated:
             logger.warning(
                 "%s: %d rows repeat an earlier question; kept once (first: %s)", self.path, self.repeated, first_repeat
             )
+        if doubled:
+            logger.warning(
+                "%s: %d rows hold the same option twice, which counts as one (first: %s)", self.path, doubled, first_doubled
+            )
+
+    def _read(self, place: str, row: dict[str, Any]) -> dict[str, Any]:
+        question, fact = row.get("question"), row.get("fact")
+        if not isinstance(question, str) or not question.strip():
+            raise UserError(f"{place}: the row has no 'question'; every row needs a question text")
+        if isinstance(fact, bool) or not isinstance(fact, str | int | None):
+            raise UserError(f"{place}: 'fact' must be an id, a text or a number")
+        found = labels_of(place, row, self.form, self.shown)
+        if self.answered and found["answers"] is None:
+            lacking = "right option; give its 'label'" if found["options"] else "answers; every row of a test set needs them"
+            raise UserError(f"{place}: the row has no {lacking}")
+        question = question.strip()
+        if found["options"] and self.shown == "show":
+            question = with_options(question, found["options"])
+        return {"question": question, **found, "fact": None if fact in (None, "") else str(fact)}
+
+
+def labels_of(place: str, row: dict[str, Any], form: Form, shown: Shown) -> dict[str, Any]:
+    """``answers``, ``target``, ``options`` and ``label`` (a letter) of a row, each None where it has none."""
+    target = row.get("target")
+    if not isinstance(target, str | None):
+        raise UserError(f"{place}: 'target' must be a text, the answer to train on")
+    target = target if target and target.strip() else None
+    answers = answers_of(place, row) or ([target] if target else None)
+    choice = choice_of(place, row, answers or [], form)
+    if choice is None:
+        return {"answers": answers, "target": target, "options": None, "label": None}
+    return {
+        "answers": choice.accepted(answers or [], shown) or None,
+        "target": target or choice.target(shown),
+        "options": list(choice.options),
+        "label": None if choice.right is None else LETTERS[choice.right],
+    }
 
 
 def answers_of(place: str, row: dict[str, Any]) -> list[str] | None:
@@ -128,3 +174,15 @@ def answers_of(place: str, row: dict[str, Any]) -> list[str] | None:
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise UserError(f"{place}: 'answers' must be a list of strings")
     return [answer for answer in answers if answer.strip()] or None
+
+
+def training_target(answers: Sequence[str]) -> str:
+    """Of accepted answers without an order, the one to train on: that which shares the most words with the others (by mean F1 of
+    their normal forms); of equals the shortest, then the first by character."""
+    words = {answer: Counter(normalize_answer(answer).split()) for answer in answers}
+
+    def shared(answer: str) -> float:
+        mine = words[answer]
+        return sum(2 * (mine & other).total() / max(1, mine.total() + other.total()) for other in words.values())
+
+    return min(words, key=lambda answer: (-round(shared(answer), 9), len(answer), answer))

@@ -30,7 +30,15 @@ _ERROR = _field("error", pa.string(), "why the question could not be done, after
 
 QUESTIONS = _schema(
     "questions",
-    [_ID, _QUESTION, _field("answers", pa.list_(pa.string()), "any of them is right; null: not labelled", nullable=True)],
+    [
+        _ID,
+        _QUESTION,
+        _field("answers", pa.list_(pa.string()), "any of them is right; null: not labelled", nullable=True),
+        _field("target", pa.string(), "the answer to train on; null: one of the answers is chosen", nullable=True),
+        _field("options", pa.list_(pa.string()), "of a multiple-choice question; its text holds them where they are shown", True),
+        _field("label", pa.string(), "letter of the right option", nullable=True),
+        _field("fact", pa.string(), "what it asks, as a shared id: other words for one fact have the same", nullable=True),
+    ],
 )
 
 SAMPLES = _schema(
@@ -82,6 +90,7 @@ CHANCES = _schema(
         _ID,
         _field("p_unknown", pa.float64(), "a probe's probability that the question is unknown", nullable=True),
         _field("p_true", pa.float64(), "the model's probability that its greedy answer is right", nullable=True),
+        _field("option_entropy", pa.float64(), "nats, of the options' likelihoods", nullable=True),
     ],
 )
 
@@ -145,6 +154,7 @@ SCORES = _schema(
         _QUESTION,
         _field("p_unknown", pa.float32(), "the probe's probability; null where no probe was fitted", nullable=True),
         _field("next_token_entropy", pa.float32(), "nats at the last prompt token, T=1", nullable=True),
+        _field("option_entropy", pa.float32(), "nats, of the options' likelihoods; null where there are none", nullable=True),
         _field("semantic_entropy", pa.float64(), "nats; only where the question was sampled; ln k where it abstains", True),
         _ERROR,
     ],

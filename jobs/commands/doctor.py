@@ -89,7 +89,7 @@ def _configuration(path: str, config: RunConfig) -> str:
 
 
 def _prompt(config: RunConfig) -> str:
-    first = next(iter(QuestionReader(config.pool.questions)))
+    first = next(iter(QuestionReader(config.pool.questions, form=config.normalize, shown=config.prompt.options)))
     return str(view_prompt(load_prompter(config.model, config.prompt), first["question"]))
 
 

@@ -16,7 +16,9 @@ from ka2l_ray.config import ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.stages.questions import ROWS_PER_PART, answer_key, input_key, questions
 from ka2l_ray.models.adapters import check_adapter
-from ka2l_ray.questions import answers_of, read_rows, row_id
+from ka2l_ray.normalization import Form
+from ka2l_ray.options import Shown
+from ka2l_ray.questions import answers_of, read_rows, row_id, training_target
 from ka2l_ray.store.artefacts import Artefact, StageDirectory, committed_artefact
 from ka2l_ray.store.storage import Storage, file_digest
 
@@ -24,18 +26,26 @@ SAMPLED = pa.schema([schema.SAMPLES.field(name) for name in ("question_id", "que
 
 
 class Inputs:
-    """Imports into ``directory``, which lies beside the output so that workers reach it."""
+    """Imports into ``directory``, which lies beside the output so that workers reach it.
 
-    def __init__(self, directory: str) -> None:
-        self.directory = directory
+    Args:
+        form: of texts that are the same.
+        shown: whether options stand in the prompt.
+    """
 
-    def questions(self, path: str) -> Artefact:
+    def __init__(self, directory: str, form: Form = "unicode", shown: Shown = "show") -> None:
+        self.directory, self.form, self.shown = directory, form, shown
+
+    def questions(self, path: str, *, answered: bool = False) -> Artefact:
         """A questions table; a table with other columns (scores, a selection) serves too."""
-        return self._committed(path, "question") or questions(StageDirectory(f"{self.directory}/questions"), "", path=path)
+        store = StageDirectory(f"{self.directory}/questions")
+        found = self._committed(path, "question")
+        return found or questions(store, "", path=path, form=self.form, shown=self.shown, answered=answered)
 
     def answers(self, path: str) -> Artefact:
-        """id, answers."""
-        return self._committed(path, "answers") or answer_key(StageDirectory(f"{self.directory}/answers"), "", path=path)
+        """id, answers, target."""
+        store = StageDirectory(f"{self.directory}/answers")
+        return self._committed(path, "answers") or answer_key(store, "", path=path, form=self.form, shown=self.shown)
 
     def samples(self, path: str) -> Artefact:
         """id, question, generations."""
@@ -74,15 +84,15 @@ class Inputs:
         return self._committed(path, "question", "target") or self._import(path, "annotations", _annotated, schema.ANNOTATIONS)
 
     def chances(self, path: str) -> Artefact:
-        """id, p_unknown and p_true, as far as they are there.
+        """id, p_unknown, p_true and option_entropy, as far as they are there.
 
         Raises:
-            UserError: neither is.
+            UserError: none is.
         """
         found = self._import(path, "chances", _chances, schema.CHANCES)
         table = found.storage.read_table("")
-        if all(table[name].null_count == len(table) for name in ("p_unknown", "p_true")):
-            raise UserError(f"{path}: no row has a 'p_unknown' or 'p_true'; give scores, or another file with id and one of them")
+        if all(table[name].null_count == len(table) for name in schema.CHANCES.names[1:]):
+            raise UserError(f"{path}: no row has a 'p_unknown', 'p_true' or 'option_entropy'; give a file that has one of them")
         return found
 
     def scores(self, path: str) -> Artefact:
@@ -222,12 +232,13 @@ def _annotated(place: str, row: dict[str, Any]) -> dict[str, Any]:
     answers = row.get("answers") or ([row["target"]] if row.get("target") else [])
     if not isinstance(answers, list) or not answers or not all(isinstance(text, str) and text.strip() for text in answers):
         raise UserError(f"{place}: the row has no answers to train on; give 'target' or 'answers'")
-    target = row.get("target") or answers[0]
+    target = row.get("target") or training_target(answers)
     return {"question": _question(place, row), "target": target, "answers": answers, "source": row.get("source") or "column"}
 
 
 def _scored(place: str, row: dict[str, Any]) -> dict[str, Any]:
-    columns = {name: _number(place, row, name) for name in ("p_unknown", "next_token_entropy", "semantic_entropy", "combined")}
+    names = ("p_unknown", "next_token_entropy", "option_entropy", "semantic_entropy", "combined")
+    columns = {name: _number(place, row, name) for name in names}
     return {"question": str(row.get("question") or ""), **columns, "error": row.get("error")}
 
 
@@ -236,7 +247,7 @@ def _chances(place: str, row: dict[str, Any]) -> dict[str, Any]:
     for name, value in columns.items():
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{place}: '{name}' must be a probability, this is {value!r}")
-    return columns
+    return {**columns, "option_entropy": _number(place, row, "option_entropy")}
 
 
 def _number(place: str, row: dict[str, Any], name: str) -> float | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 from ka2l_ray.actors.placement import with_gpus
 from ka2l_ray.config import RunConfig
-from ka2l_ray.jobs.driver import check_budget, check_inputs
+from ka2l_ray.held_out import HeldOut, check_held_out
+from ka2l_ray.jobs.driver import check_budget, check_columns, check_inputs
 from ka2l_ray.jobs.session import supply
 from ka2l_ray.models.model_files import check_is_model
 from ka2l_ray.models.prompt_view import view_prompt
@@ -36,12 +39,21 @@ def plan(config: RunConfig) -> str:
         UserError: what ``ka2l run`` would refuse.
     """
     check_inputs(config)
-    first, pool = "", 0
-    for question in QuestionReader(config.pool.questions):
-        first = first or question["question"]
-        pool += 1
+    tests = _test_sets(config)
+    first, pool, with_options = "", 0, 0
+
+    def questions() -> Iterator[dict[str, Any]]:
+        nonlocal first, pool, with_options
+        for question in QuestionReader(config.pool.questions, form=config.normalize, shown=config.prompt.options):
+            first = first or question["question"]
+            pool += 1
+            with_options += question["options"] is not None
+            yield question
+
+    check_held_out(list(tests.values()), questions(), config.normalize)
     check_budget(config, pool)
-    test = sum(1 for _ in QuestionReader(config.pool.test)) if config.pool.test else 0
+    check_columns(config, pool, with_options)
+    test = sum(len(held.questions) for held in tests.values())
     model = check_is_model(config.model)
     probing = min(config.pool.probing_size, pool)
     layers = model.num_hidden_layers + 1 if config.probe.layers == "all" else len(config.probe.layers)
@@ -63,5 +75,17 @@ def plan(config: RunConfig) -> str:
     text = [f"engine: {config.engine.name}, {config.engine.replicas} x {gpus} GPUs (engine.gpus)"]
     text += [f"plan: up to {config.stopping.max_rounds} rounds of", f"{'stage':<14}{'rows':>12}{'bytes, about':>16}"]
     text += [f"{stage:<14}{rows:>12,}{size:>16,}" for stage, rows, size in lines]
+    text += [f"test set {name}: {len(held.questions):,} questions, {held.kind}" for name, held in tests.items() if name]
+    if with_options:
+        shown = "shown in the prompt" if config.prompt.options == "show" else "not shown"
+        text.append(f"{with_options:,} of {pool:,} questions of the pool have options, {shown} (prompt.options)")
     text += ["", str(view_prompt(load_prompter(config.model, config.prompt), first))]
     return "\n".join(text)
+
+
+def _test_sets(config: RunConfig) -> dict[str, HeldOut]:
+    found = {}
+    for name, held in config.pool.test_sets.items():
+        rows = QuestionReader(held.path, form=config.normalize, shown=config.prompt.options, answered=True)
+        found[name] = HeldOut.of(held.path, held.kind, rows, config.normalize)
+    return found

@@ -55,14 +55,15 @@ def stage(out: str, overrides: list[str] | None, values: dict[str, Any], *, on_r
             check_is_model(config.model)
             config = with_gpus(config, supply(config.ray_address))
         target = Path(out).absolute()
-        inputs = target.parent / f".{target.name}.inputs"
+        directory = target.parent / f".{target.name}.inputs"
+        inputs = Inputs(str(directory), config.normalize, config.prompt.options)
         with ray_session(config.ray_address, use_gpu=config.engine.gpus_each > 0) if on_ray else nullcontext():
             engines = Engines(config.engine)
             try:
-                yield Stage(config, StageDirectory(str(target)), Inputs(str(inputs)), engines)
+                yield Stage(config, StageDirectory(str(target)), inputs, engines)
             finally:
                 engines.release()
-                shutil.rmtree(inputs, ignore_errors=True)
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def _say(artefact: Any) -> None:
@@ -165,7 +166,7 @@ def entropy(
         str | None, typer.Option("--hidden-states", help="Of the same questions: adds the accuracy and the linear SE probe.")
     ] = None,
     scores: Annotated[
-        str | None, typer.Option("--scores", help="id, p_unknown or p_true (probabilities) of the same questions: more scores.")
+        str | None, typer.Option("--scores", help="id, p_unknown, p_true or option_entropy of the same questions: more scores.")
     ] = None,
     p_wrong: Annotated[
         bool,
@@ -302,10 +303,14 @@ def score(
     out: Out,
     probe: Annotated[str | None, typer.Option("--probe", help="Directory of ka2l probe.")] = None,
     next_token_entropy: Annotated[bool, typer.Option("--next-token-entropy", help="Also the entropy baseline.")] = False,
+    option_entropy: Annotated[
+        bool,
+        typer.Option("--option-entropy", help="Also the entropy of the options' likelihoods, of questions that have options."),
+    ] = False,
     adapter: Adapter = None,
     override: Overrides = None,
 ) -> None:
-    """Score a pool: id, question -> id, p_unknown (and next_token_entropy, nats)."""
+    """Score a pool: id, question [, options] -> id, p_unknown (and next_token_entropy, option_entropy, nats)."""
     with stage(out, override, {"model.path": model}) as at:
         from ka2l_ray.errors import UserError
         from ka2l_ray.jobs.commands.inputs import external_model
@@ -323,6 +328,7 @@ def score(
                 model=external_model(model, adapter, at.config.model, at.config.prompt),
                 probe=fitted,
                 next_token_entropy=next_token_entropy,
+                option_entropy=option_entropy,
                 engine=at.config.engine,
             )
         )
@@ -415,7 +421,7 @@ def evaluate(
         from ka2l_ray.jobs.commands.inputs import external_model
         from ka2l_ray.jobs.stages.evaluate import evaluate as run_stage
 
-        asked = at.inputs.questions(test)
+        asked = at.inputs.questions(test, answered=True)
         _check_reads(at.config.evaluation, "evaluation", asked)
         _say(
             run_stage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pyarrow as pa
@@ -9,13 +10,18 @@ import pyarrow.compute as pc
 
 from ka2l_ray import schema
 from ka2l_ray.errors import UserError
+from ka2l_ray.questions import training_target
 from ka2l_ray.seeds import derive_seed
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage, digest
 
+logger = logging.getLogger(__name__)
+
 
 def annotate(store: Store, name: str, *, selection: Artefact, answers: Artefact) -> Artefact:
-    """The annotations table of ``selection``, from the ``answers`` column of a questions table.
+    """The annotations table of ``selection``, from the ``answers`` and ``target`` columns of a questions table.
+
+    ``targets_picked`` counts the targets that no column gave (``questions.training_target``).
 
     Raises:
         UserError: a selected question has no answer there.
@@ -24,26 +30,44 @@ def annotate(store: Store, name: str, *, selection: Artefact, answers: Artefact)
 
     def build(work: Storage) -> dict[str, Any]:
         chosen = selection.storage.read_table("", columns=["question_id", "question"])
-        found: dict[str, list[str]] = {}
+        found: dict[str, dict[str, Any]] = {}
         wanted = chosen["question_id"].combine_chunks()
         for file in answers.storage.parquet_files():
-            if "answers" not in answers.storage.read_schema(file).names:
+            there = answers.storage.read_schema(file).names
+            if "answers" not in there:
                 continue
-            part = answers.storage.read_table(file, columns=["question_id", "answers"])
+            columns = [column for column in ("question_id", "answers", "target") if column in there]
+            part = answers.storage.read_table(file, columns=columns)
             rows = part.filter(pc.and_(pc.is_in(part["question_id"], value_set=wanted), pc.is_valid(part["answers"])))
-            found.update(zip(rows["question_id"].to_pylist(), rows["answers"].to_pylist(), strict=True))
+            found.update({row["question_id"]: row for row in rows.to_pylist()})
         missing = [question_id for question_id in wanted.to_pylist() if question_id not in found]
+        source = answers.facts.get("source", answers.url)
         if missing:
             raise UserError(
-                f"annotate: question '{missing[0]}' has no answers in {answers.facts.get('source', answers.url)} "
+                f"annotate: question '{missing[0]}' has no answers in {source} "
                 f"({len(missing)} of {len(wanted)} have none); add an 'answers' column, or set annotation.answers"
             )
         rows = [
-            {"question_id": i, "question": q, "target": found[i][0], "answers": found[i], "source": "column"}
+            {
+                "question_id": i,
+                "question": q,
+                "target": found[i].get("target") or training_target(found[i]["answers"]),
+                "answers": found[i]["answers"],
+                "source": "column",
+            }
             for i, q in zip(wanted.to_pylist(), chosen["question"].to_pylist(), strict=True)
         ]
         work.write_table("annotations.parquet", pa.Table.from_pylist(rows, schema=schema.ANNOTATIONS))
-        return {"rows": len(rows), "labels": len(rows)}
+        picked = sum(not row.get("target") and len(set(row["answers"])) > 1 for row in found.values())
+        if picked:
+            logger.warning(
+                "%s: %d of %d labels are several answers without a 'target'; each is trained on the one that shares the most "
+                "words with the others (of equals the shortest)",
+                source,
+                picked,
+                len(rows),
+            )
+        return {"rows": len(rows), "labels": len(rows), "targets_picked": picked}
 
     return store.compute(name, inputs, build)
 

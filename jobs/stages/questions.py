@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ka2l_ray import schema
+from ka2l_ray.config import TestKind
 from ka2l_ray.errors import UserError
-from ka2l_ray.normalization import normalize_question
-from ka2l_ray.questions import QuestionReader, answers_of, read_rows, row_id
+from ka2l_ray.held_out import HeldOut, check_held_out
+from ka2l_ray.normalization import Form
+from ka2l_ray.options import Shown
+from ka2l_ray.questions import QuestionReader, labels_of, read_rows, row_id
 from ka2l_ray.seeds import derive_seed
 from ka2l_ray.store.artefacts import Artefact, Store, committed_artefact
 from ka2l_ray.store.storage import Storage, file_digest
@@ -36,21 +40,27 @@ def input_key(path: str) -> str:
     raise UserError(f"{path}: no such file; give a .jsonl or .parquet file")
 
 
-def questions(store: Store, name: str, *, path: str) -> Artefact:
-    """The questions of a file as ``schema.QUESTIONS`` parts; facts say how many stood there twice.
+def questions(
+    store: Store, name: str, *, path: str, form: Form = "unicode", shown: Shown = "show", answered: bool = False
+) -> Artefact:
+    """The questions of a file as ``schema.QUESTIONS`` parts; facts say how many stood there twice, and how many have options.
+
+    Args:
+        form, shown, answered: as of ``QuestionReader``.
 
     Raises:
         UserError: as ``QuestionReader``; an empty file.
     """
-    inputs = {"stage": "questions", "file": input_key(path)}
+    inputs = {"stage": "questions", "file": input_key(path), "normalize": form, "options": shown, "answered": answered}
 
     def build(work: Storage) -> dict[str, Any]:
-        reader = QuestionReader(path)
+        reader = QuestionReader(path, form=form, shown=shown, answered=answered)
         part: list[dict[str, Any]] = []
-        rows = 0
+        rows = with_options = 0
         for row in reader:
             part.append(row)
             rows += 1
+            with_options += row["options"] is not None
             if len(part) == ROWS_PER_PART:
                 work.write_table(f"part-{(rows - 1) // ROWS_PER_PART:05d}.parquet", _table(part))
                 part = []
@@ -58,30 +68,33 @@ def questions(store: Store, name: str, *, path: str) -> Artefact:
             work.write_table(f"part-{(rows - 1) // ROWS_PER_PART:05d}.parquet", _table(part))
         if not rows:
             raise UserError(f"{path}: no questions in this file")
-        return {"rows": rows, "repeated": reader.repeated, "source": path}
+        return {"rows": rows, "repeated": reader.repeated, "with_options": with_options, "source": path}
 
     return store.compute(name, inputs, build)
 
 
-def answer_key(store: Store, name: str, *, path: str) -> Artefact:
-    """id and answers of a file, for annotation.
+def answer_key(store: Store, name: str, *, path: str, form: Form = "unicode", shown: Shown = "show") -> Artefact:
+    """id, answers and target of a file, for annotation.
 
     Raises:
-        UserError: a row without id, an id that stands twice, or a file without answers.
+        UserError: a row without id, an id that stands twice, options without a right one, or a file without answers.
     """
-    inputs = {"stage": "answers", "file": input_key(path)}
+    inputs = {"stage": "answers", "file": input_key(path), "normalize": form, "options": shown}
 
     def build(work: Storage) -> dict[str, Any]:
-        rows: dict[str, list[str]] = {}
+        rows: dict[str, dict[str, Any]] = {}
         for place, row in read_rows(path):
-            question_id, answers = row_id(place, row), answers_of(place, row)
+            question_id, found = row_id(place, row), labels_of(place, row, form, shown)
             if question_id in rows:
                 raise UserError(f"{place}: id '{question_id}' stands in an earlier row; ids must be unique")
-            if answers is not None:
-                rows[question_id] = answers
+            if found["options"] and found["label"] is None:
+                raise UserError(f"{place}: the row has no right option; give 'label', or 'answers' among its options")
+            if found["answers"] is not None:
+                rows[question_id] = {"question_id": question_id, **found}
         if not rows:
             raise UserError(f"{path}: no answers in this file")
-        work.write_table("part-00000.parquet", pa.table({"question_id": list(rows), "answers": list(rows.values())}))
+        columns = pa.schema([schema.QUESTIONS.field(column) for column in ("question_id", "answers", "target")])
+        work.write_table("part-00000.parquet", pa.Table.from_pylist(list(rows.values()), schema=columns))
         return {"rows": len(rows), "source": path}
 
     return store.compute(name, inputs, build)
@@ -116,35 +129,30 @@ def draw(
     def build(work: Storage) -> dict[str, Any]:
         def rows() -> Any:
             for file in source.storage.parquet_files():
-                table = source.storage.read_table(file, columns=["question_id", "question"])
+                table = source.storage.read_table(file, columns=["question_id", "question", "options"])
                 if allowed is not None:
                     table = table.filter(pc.is_in(table["question_id"], value_set=allowed))
-                for question_id, question in zip(table["question_id"].to_pylist(), table["question"].to_pylist(), strict=True):
-                    if question_id not in exclude:
-                        yield derive_seed(*seed, question_id), question_id, question
+                for row in table.to_pylist():
+                    if row["question_id"] not in exclude:
+                        yield derive_seed(*seed, row["question_id"]), row["question_id"], row
 
         drawn = heapq.nsmallest(size, rows())
-        work.write_table(
-            "part-00000.parquet",
-            _table([{"question_id": i, "question": q, "answers": None} for _, i, q in sorted(drawn, key=lambda d: d[1])]),
-        )
+        work.write_table("part-00000.parquet", _table([row for _, _, row in sorted(drawn, key=lambda d: d[1])]))
         return {"rows": len(drawn)}
 
     return store.compute(name, inputs, build)
 
 
-def check_disjoint(pool: Artefact, test: Artefact) -> None:
-    """Raise a UserError where a test question stands in the pool."""
-    wanted = {}
-    for row in test.storage.read_table("", columns=["question_id", "question"]).to_pylist():
-        wanted[normalize_question(row["question"])] = row["question_id"]
-    for file in pool.storage.parquet_files():
-        for row in pool.storage.read_table(file, columns=["question_id", "question"]).to_pylist():
-            twin = wanted.get(normalize_question(row["question"]))
-            if twin is not None:
-                raise UserError(
-                    f"pool question '{row['question_id']}' is test question '{twin}'; a test set shares no question with the pool"
-                )
+def check_test_sets(pool: Artefact, tests: Mapping[str, tuple[TestKind, Artefact]], form: Form) -> None:
+    """Raise a UserError where a test set shares with the pool what its kind forbids, or does not share what it demands."""
+    sets = [HeldOut.of(test.facts["source"], kind, _rows(test), form) for kind, test in tests.values()]
+    if sets:
+        check_held_out(sets, _rows(pool), form)
+
+
+def _rows(artefact: Artefact) -> Iterator[dict[str, Any]]:
+    for file in artefact.storage.parquet_files():
+        yield from artefact.storage.read_table(file, columns=["question_id", "question", "options", "fact"]).to_pylist()
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:

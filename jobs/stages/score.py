@@ -31,6 +31,7 @@ def score(
     model: Model,
     probe: Artefact | None,
     next_token_entropy: bool,
+    option_entropy: bool,
     engine: EngineConfig,
 ) -> Artefact:
     """The scores table of ``questions`` without those in ``exclude`` (labelled ones).
@@ -39,6 +40,7 @@ def score(
         exclude: ids of ``questions`` to leave out.
         probe: gives ``p_unknown``; None leaves it null.
         next_token_entropy: also computes the entropy baseline, which takes a full forward pass.
+        option_entropy: also computes the entropy of the options' likelihoods, null for questions without options.
     """
     inputs = {
         "stage": "score",
@@ -47,10 +49,14 @@ def score(
         "model": model.identity(),
         "probe": probe.key if probe else None,
         "next_token_entropy": next_token_entropy,
+        "option_entropy": option_entropy,
         "device": "gpu" if engine.gpus_each else "cpu",
     }
-    if probe is None and not next_token_entropy:
-        raise UserError("score: nothing to compute; give a probe, or ask for the next-token entropy")
+    if probe is None and not next_token_entropy and not option_entropy:
+        raise UserError("score: nothing to compute; give a probe, or ask for the next-token or the option entropy")
+    files = questions.storage.parquet_files()
+    if option_entropy and "options" not in questions.storage.read_schema(files[0]).names:
+        raise UserError(f"{questions.url}: the table has no column 'options'; give questions with options")
 
     def build(work: Storage) -> dict[str, Any]:
         if probe is not None:
@@ -63,10 +69,11 @@ def score(
                 model,
                 probe.url if probe else None,
                 next_token_entropy,
+                option_entropy,
                 exclude,
                 engine,
             ),
-            columns=["question_id", "question"],
+            columns=["question_id", "question", *(["options"] if option_entropy else [])],
             actors=engine.replicas,
             cpus=engine.reserved_cpus,
             gpus=engine.gpus_each * engine.tensor_parallel * engine.pipeline_parallel,
@@ -120,6 +127,7 @@ def score_by_semantic_entropy(store: Store, name: str, *, entropy: Artefact) -> 
             "question": rows["question"],
             "p_unknown": empty,
             "next_token_entropy": empty,
+            "option_entropy": empty,
         }
         no_error = pa.nulls(len(rows), pa.string())
         table = pa.table({**columns, "semantic_entropy": ranked, "error": no_error}, schema=schema.SCORES)

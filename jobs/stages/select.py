@@ -13,7 +13,7 @@ from ka2l_ray.seeds import generator
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage, digest
 
-COLUMNS = ("p_unknown", "next_token_entropy", "semantic_entropy", "combined")
+COLUMNS = ("p_unknown", "next_token_entropy", "option_entropy", "semantic_entropy", "combined")
 
 
 def select(

@@ -145,7 +145,7 @@ def _qualities(rows: list[dict[str, Any]]) -> Iterator[Any]:
 
 
 def _add_chances(rows: list[dict[str, Any]], chances: Artefact) -> None:
-    """p(unknown) and P(True), as scores that are higher where the model seems to know less."""
+    """p(unknown), P(True) and the options' entropy, as scores that are higher where the model seems to know less."""
     table = chances.storage.read_table("")
     of = {row["question_id"]: row for row in table.to_pylist()}
     for row in rows:
@@ -154,6 +154,8 @@ def _add_chances(rows: list[dict[str, Any]], chances: Artefact) -> None:
             row["scores"]["p(unknown)"] = found["p_unknown"]
         if found.get("p_true") is not None:
             row["scores"]["P(True)"] = 1 - found["p_true"]
+        if found.get("option_entropy") is not None:
+            row["scores"]["option entropy"] = found["option_entropy"]
 
 
 def _add_combined(rows: list[dict[str, Any]]) -> None:

@@ -30,7 +30,7 @@ from ka2l_ray.models.lent import as_it_was
 from ka2l_ray.models.model_files import has_adapter
 from ka2l_ray.normalization import normalize_question
 from ka2l_ray.probes import DegenerateLabelsError
-from ka2l_ray.questions import answers_of
+from ka2l_ray.questions import answers_of, training_target
 from ka2l_ray.seeds import derive_seed, generator
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Learner:
         self.model: PromptedModel = copy.copy(scorer.model)
         self.scorer.model = self.model  # shares the weights with the scorer that was given, not the adapter
         self.pool = _distinct(read_questions(pool))
-        self.strategy = strategy_of_a_run(strategy).name
+        self.strategy = _known_strategy(strategy)
         self.probing_size = int(probing_size)
         self.probe_settings = dict(probe or {})
         KnowledgeProbe(**self.probe_settings)
@@ -122,7 +122,9 @@ class Learner:
         return Table(table, {"strategy": name, "round": self.round}, _ids_as_index(self._asked))
 
     def update(self, labels: Any) -> None:
-        """Take labels: an answer, or several accepted ones of which the first is trained on; None: nobody knew.
+        """Take labels: an answer, or several accepted ones; None: nobody knew.
+
+        Several have no order: trained on is the one that shares the most words with the others, of equals the shortest.
 
         Args:
             labels: by question id (a dictionary, or a Series whose index holds the ids), a DataFrame with ``question_id`` and
@@ -152,7 +154,7 @@ class Learner:
             UserError: there is no label.
         """
         going_on = self.finetune.start == "last_adapter"
-        new = {i: a[0] for i, a in self.labels.items() if a and not (going_on and i in self._trained_on)}
+        new = {i: training_target(a) for i, a in self.labels.items() if a and not (going_on and i in self._trained_on)}
         if not new:
             raise UserError("there is no label to train on; give some to update() first")
         targets = {**self._replayed(len(new)), **new}
@@ -277,6 +279,13 @@ class Learner:
                 f"{len(listed)} labels for the {len(self._asked)} questions of the last query; give None for unanswered"
             )
         return dict(zip(self._asked, map(_missing_as_none, listed), strict=True))
+
+
+def _known_strategy(name: str) -> str:
+    found = strategy_of_a_run(name)
+    if "option_entropy" in found.needs:
+        raise UserError(f"strategy '{name}' ranks by options, which a learner does not read; choose another, or use ka2l run")
+    return found.name
 
 
 def _ranked_by_semantic_entropy(sampled: Table) -> tuple[list[str], dict[str, NDArray[np.float64]]]:

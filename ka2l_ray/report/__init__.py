@@ -76,13 +76,19 @@ def write_report(out: str, runs: list[str]) -> str:
     """
     target = Storage(out)
     opened = data.read_runs(runs)
-    curves = {run.name: _section(target, run, "learning_curve", Part(data.learning_curve)) for run in opened}
-    points = {name: section.data for name, section in curves.items() if section.note is None}
+    curves = {run.name: _section(target, run, "learning_curve", Part(data.learning_curves)) for run in opened}
+    points = {
+        data.curve_name(run, test_set): curve
+        for run in opened
+        if curves[run.name].note is None
+        for test_set, curve in curves[run.name].data.items()
+    }
     page = _environment().get_template("report.html.j2")
     html = page.render(
         runs=opened,
         headers={run.name: data.header(run) for run in opened},
         curves=curves,
+        kinds=sorted({kind for run in opened for kind in data.test_sets(run).values()}),
         points=points,
         curve_image=_image(target, "learning_curve", lambda: figures.learning_curves(points), "svg") if points else None,
         areas={name: {group: data.area_under_curve(curve, group) for group in data.GROUPS} for name, curve in points.items()},

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ka2l_ray.evaluation import exact_match
-from ka2l_ray.report.data import CurvePoint, NotThereError, Run, learning_curve
+from ka2l_ray.report.data import CurvePoint, NotThereError, Run, curve_name, evaluations, learning_curves
 from ka2l_ray.uncertainty.ranking import auroc
 
 EXAMPLES_A_LEVEL = 3
@@ -165,23 +165,31 @@ def examples(run: Run) -> dict[str, list[Asked]]:
     return {"low": asked[:n], "middle": sorted(between, key=lambda question: question.entropy), "high": asked[-n:]}
 
 
-def forgetting(run: Run) -> Forgetting:
-    """Learned and forgotten after each round, against the untrained model.
+def forgetting(run: Run) -> dict[str, Forgetting]:
+    """Learned and forgotten after each round, against the untrained model, by test set.
 
     Raises:
         NotThereError: no test set, or no round was evaluated.
     """
-    points = {point.round: point for point in learning_curve(run) if point.round is not None}
-    if not points:
+    found = {}
+    for test_set, curve in learning_curves(run).items():
+        points = {point.round: point for point in curve if point.round is not None}
+        if points:
+            found[curve_name(run, test_set)] = Forgetting(points, _forgotten(run, test_set, max(points)))
+    if not found:
         raise NotThereError("no round was evaluated yet")
+    return found
+
+
+def _forgotten(run: Run, test_set: str, last_round: int) -> list[Forgotten]:
+    by_round = evaluations(run, test_set)
     columns = ["question_id", "question", "prediction", "answers", "correct", "known_before"]
-    last = run.table(run.rounds("evaluation")[max(points)], columns=columns)
+    last = run.table(by_round[last_round], columns=columns)
     lost = last.filter(pc.and_(last["known_before"], pc.less(last["correct"], 1.0))).sort_by("question_id")
-    baseline = run.table(run.store.manifest["baseline/evaluation"], columns=["question_id", "prediction"])
+    baseline = run.table(by_round[None], columns=["question_id", "prediction"])
     before = dict(zip(baseline["question_id"].to_pylist(), baseline["prediction"].to_pylist(), strict=True))
     rows = lost.slice(0, FORGOTTEN_EXAMPLES).to_pylist()
-    shown = [Forgotten(row["question"], before[row["question_id"]], row["prediction"], row["answers"]) for row in rows]
-    return Forgetting(points, shown)
+    return [Forgotten(row["question"], before[row["question_id"]], row["prediction"], row["answers"]) for row in rows]
 
 
 def _asked(run: Run, round_: int) -> list[Asked]:

@@ -7,6 +7,7 @@ single questions against gold answers are in ``answers``.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,12 +44,13 @@ class Run:
         return str(self.settings.get(key, "not recorded"))
 
     def rounds(self, stage: str) -> dict[int, Artefact]:
-        """The artefacts of one stage, by round."""
+        """The artefacts of one stage, by round; of an evaluation on a named test set the name is part of the stage's."""
         found = {}
         for name, artefact in self.store.manifest.items():
             folder, _, rest = name.partition("/")
-            if folder == "rounds" and rest.endswith(f"/{stage}"):
-                found[int(rest.removesuffix(f"/{stage}"))] = artefact
+            round_, _, of = rest.partition("/")
+            if folder == "rounds" and of == stage:
+                found[int(round_)] = artefact
         return dict(sorted(found.items()))
 
     def storage(self, artefact: Artefact) -> Storage:
@@ -197,7 +199,7 @@ def header(run: Run) -> dict[str, str]:
         "Seed": setting("seed"),
         "Model": setting("model.path") + revision,
         "Pool": _questions(run, "pool"),
-        "Test set": _questions(run, "test"),
+        "Test set": _test_sets(run),
         "Probing set": f"{setting('pool.probing_size')} questions a round",
         "Sampling": f"{setting('sampling.k')} answers a question at temperature {setting('sampling.temperature')}",
         "Rounds": str(len(run.rounds("adapter"))),
@@ -231,6 +233,19 @@ def _questions(run: Run, name: str) -> str:
     return f"{artefact.facts['rows']:,} questions" if artefact else "none"
 
 
+def test_sets(run: Run) -> dict[str, str]:
+    """Kind of each test set by its name; one given as a plain path has none and is inductive."""
+    named = {key: re.fullmatch(r"pool\.test\.(.+)\.kind", key) for key in run.settings}
+    found = {match[1]: str(run.settings[key]) for key, match in named.items() if match}
+    return found or ({"": "inductive"} if run.settings.get("pool.test") else {})
+
+
+def _test_sets(run: Run) -> str:
+    sets = test_sets(run)
+    said = [f"{name}: {_questions(run, f'test/{name}')}, {kind}" for name, kind in sets.items() if name]
+    return "; ".join(said) or _questions(run, "test")
+
+
 def _strategy(run: Run) -> str:
     """The configured strategy, and the rounds that had to use another (no probe could be fitted)."""
     wanted = run.setting("selection.strategy")
@@ -253,17 +268,31 @@ def labels_by_round(run: Run) -> dict[int, int]:
     return {round_: int(artefact.facts.get("labels", 0)) for round_, artefact in run.rounds("annotations").items()}
 
 
-def learning_curve(run: Run) -> list[CurvePoint]:
-    """The evaluations, from the untrained model on."""
-    baseline = run.store.manifest.get("baseline/evaluation")
-    if baseline is None:
-        wanted = run.settings.get("pool.test")
-        raise NotThereError("the test set is not evaluated yet" if wanted else "the run has no test set (pool.test)")
+def learning_curves(run: Run) -> dict[str, list[CurvePoint]]:
+    """The evaluations of each test set, from the untrained model on."""
+    sets = test_sets(run)
     labels = labels_by_round(run)
-    points = [_point(None, 0, baseline)]
-    for round_, artefact in run.rounds("evaluation").items():
-        points.append(_point(round_, sum(n for r, n in labels.items() if r <= round_), artefact))
-    return points
+    found = {}
+    for name in sets:
+        by_round = evaluations(run, name)
+        if None in by_round:
+            spent = {at: sum(n for r, n in labels.items() if at is not None and r <= at) for at in by_round}
+            found[name] = [_point(at, spent[at], artefact) for at, artefact in by_round.items()]
+    if not found:
+        raise NotThereError("the test set is not evaluated yet" if sets else "the run has no test set (pool.test)")
+    return found
+
+
+def evaluations(run: Run, test_set: str) -> dict[int | None, Artefact]:
+    """Of a test set, by round; that of the untrained model comes first, under None."""
+    last = f"/{test_set}" if test_set else ""
+    baseline = run.store.manifest.get(f"baseline/evaluation{last}")
+    return {**({None: baseline} if baseline else {}), **run.rounds(f"evaluation{last}")}
+
+
+def curve_name(run: Run, test_set: str) -> str:
+    """Of one run's figures on one test set: which they are."""
+    return f"{run.name}, {test_set} ({test_sets(run)[test_set]})" if test_set else run.name
 
 
 def _point(round_: int | None, labels: int, artefact: Artefact) -> CurvePoint:

@@ -186,23 +186,24 @@ def quadrants(rounds: list[QuadrantRound]) -> Figure:
     return figure
 
 
-def learned_and_forgotten(forgetting: Forgetting) -> Figure:
-    """Learned upwards, forgotten downwards, by round."""
-    figure = Figure(figsize=(6.4, 3.0), layout="constrained")
-    axes: Axes = figure.subplots()
-    rounds, points = list(forgetting.points), list(forgetting.points.values())
-    ups = axes.bar(rounds, [point.changes.learned for point in points], width=0.6, color=BLUE, label="learned")
-    downs = axes.bar(rounds, [-point.changes.forgotten for point in points], width=0.6, color=ORANGE, label="forgotten")
-    axes.bar_label(ups, [f"{point.changes.learned:,}" for point in points], padding=2)
-    axes.bar_label(downs, [f"{point.changes.forgotten:,}" for point in points], padding=2)
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks(rounds)
-    axes.set_xlim(min(rounds) - 1, max(rounds) + 1)
-    axes.set_xlabel("after round")
-    axes.set_ylabel("test questions")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
-    axes.margins(y=0.18)
-    axes.legend(fontsize=8)
+def learned_and_forgotten(by_test_set: dict[str, Forgetting]) -> Figure:
+    """Learned upwards, forgotten downwards, by round; one panel a test set."""
+    figure, panels = _panels(len(by_test_set), height=3.0)
+    for axes, (name, forgetting) in zip(panels, by_test_set.items(), strict=False):
+        rounds, points = list(forgetting.points), list(forgetting.points.values())
+        ups = axes.bar(rounds, [point.changes.learned for point in points], width=0.6, color=BLUE, label="learned")
+        downs = axes.bar(rounds, [-point.changes.forgotten for point in points], width=0.6, color=ORANGE, label="forgotten")
+        axes.bar_label(ups, [f"{point.changes.learned:,}" for point in points], padding=2)
+        axes.bar_label(downs, [f"{point.changes.forgotten:,}" for point in points], padding=2)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set_title(_plain(name))
+        axes.set_xticks(rounds)
+        axes.set_xlim(min(rounds) - 1, max(rounds) + 1)
+        axes.set_xlabel("after round")
+        axes.set_ylabel("test questions")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
+        axes.margins(y=0.18)
+        axes.legend(fontsize=8)
     return figure
 
 

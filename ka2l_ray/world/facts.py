@@ -105,12 +105,15 @@ class World:
         return facts
 
     def rows(self, split: Literal["pool", "test"]) -> list[dict[str, object]]:
-        """Questions of one split: ``{"id", "question", "answers"}``, the group left out (it is the truth, not an input)."""
+        """Questions of one split: ``{"id", "question", "answers", "target", "fact"}``, the group left out (it is the truth, no
+        input). The test split asks the pool's facts in other words: it is transductive."""
         return [
             {
                 "id": f"{split}-{fact.fact_id}",
                 "question": fact.question(fact.pool_phrasing if split == "pool" else fact.test_phrasing),
                 "answers": list(fact.value.forms),
+                "target": fact.value.forms[0],
+                "fact": fact.fact_id,
             }
             for fact in self.facts
         ]

@@ -26,7 +26,7 @@ def stopped(
     small_run["stopping"] = {"max_rounds": 10, **rules}
     loop = _Loop(resolved(small_run, tmp_path), RunStore(str(tmp_path / "run")), Engines(resolved(small_run, tmp_path).engine))
     loop.labelled = frozenset(str(i) for i in range(labels))
-    loop.evaluations = [artefact(accuracy=value) for value in curve]
+    loop.evaluations = {"": [artefact(accuracy=value) for value in curve]}
     return loop._stopping_rule(rounds, artefact(rows=160), artefact(rows=100, predicted_unknown=20))
 
 
@@ -39,7 +39,7 @@ def stopped(
         ({"rounds": 1, "curve": [0.1], "labels": 160}, "every question of the pool is labelled"),
         ({"rounds": 1, "curve": [0.1], "min_unknown_share": 0.3}, "the share predicted unknown, 0.200, is below 0.3"),
         ({"rounds": 1, "curve": [0.1], "min_unknown_share": 0.1}, None),
-        ({"rounds": 3, "curve": [0.1, 0.3, 0.301, 0.302], "plateau_rounds": 2}, "exact match has not risen"),
+        ({"rounds": 3, "curve": [0.1, 0.3, 0.301, 0.302], "plateau_rounds": 2}, "exact match on the test set has not risen"),
         ({"rounds": 3, "curve": [0.1, 0.3, 0.301, 0.32], "plateau_rounds": 2}, None),
         ({"rounds": 1, "curve": [0.3, 0.1], "plateau_rounds": 2}, None),
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from ka2l_ray.errors import UserError
-from ka2l_ray.questions import QuestionReader, read_rows, row_id
+from ka2l_ray.questions import QuestionReader, read_rows, row_id, training_target
 
 ROWS = [
     {"id": "a", "question": "Where was Fra born?", "answers": ["Quast", "the city of Quast"]},
     {"id": "b", "question": " Who employs Fra? ", "answers": None},
     {"id": "c", "question": "When was Fra born?", "answers": ["1931"]},
 ]
+NOTHING_ELSE = dict.fromkeys(("target", "options", "label", "fact"))
 AS_READ = [
-    {"question_id": "a", "question": "Where was Fra born?", "answers": ["Quast", "the city of Quast"]},
-    {"question_id": "b", "question": "Who employs Fra?", "answers": None},
-    {"question_id": "c", "question": "When was Fra born?", "answers": ["1931"]},
+    {"question_id": "a", "question": "Where was Fra born?", "answers": ["Quast", "the city of Quast"], **NOTHING_ELSE},
+    {"question_id": "b", "question": "Who employs Fra?", "answers": None, **NOTHING_ELSE},
+    {"question_id": "c", "question": "When was Fra born?", "answers": ["1931"], **NOTHING_ELSE},
 ]
 
 
@@ -186,3 +189,96 @@ def test_read_rows_gives_rows_of_any_columns_with_their_places(tmp_path: Path) -
 def test_row_id_reads_id_before_question_id() -> None:
     assert row_id("f:1", {"question_id": "a"}) == "a"
     assert row_id("f:1", {"id": "b", "question_id": "a"}) == "b"
+
+
+SCALES = ["Nominal scale", "Interval/Ratio scale"]
+
+
+def test_options_are_part_of_the_question_where_they_are_shown_and_of_what_it_is_known_by_anyhow(tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "question": "Which is true?", "options": SCALES, "label": "B", "fact": 7},
+        {
+            "id": "b",
+            "question": "Which is true?",
+            "choices": ["Fire is warm", "Ice is warm"],
+            "label": 0,
+            "answers": ["fire is warm"],
+        },
+        {"id": "c", "question": "which is true", "options": SCALES[::-1], "label": "A"},
+        {"id": "d", "question": "Which is true?", "target": "nothing", "label": 4},
+    ]
+    path = jsonl(tmp_path / "pool.jsonl", *rows)
+    shown, hidden = ({row["question_id"]: row for row in QuestionReader(path, shown=how)} for how in ("show", "hide"))
+    assert list(shown) == list(hidden) == ["a", "b", "d"]
+    assert shown["a"]["question"] == "Which is true?\nA. Nominal scale\nB. Interval/Ratio scale"
+    assert {row["question"] for row in hidden.values()} == {"Which is true?"}
+    assert shown["a"]["answers"] == ["B", "Interval/Ratio scale", "B. Interval/Ratio scale"]
+    assert hidden["a"]["answers"] == ["Interval/Ratio scale"]
+    assert [shown["b"][name] for name in ("target", "label", "options", "fact")] == [
+        "A",
+        "A",
+        ["Fire is warm", "Ice is warm"],
+        None,
+    ]
+    assert [hidden["a"][name] for name in ("target", "label", "options", "fact")] == ["Interval/Ratio scale", "B", SCALES, "7"]
+    assert shown["d"] == hidden["d"]
+    assert [shown["d"][name] for name in ("answers", "target", "options", "label")] == [["nothing"], "nothing", None, None]
+
+
+def test_an_option_that_stands_twice_is_said_and_counts_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = jsonl(tmp_path / "pool.jsonl", {"id": "a", "question": "A?", "options": ["heart", "liver", "heart"], "label": "C"})
+    with caplog.at_level(logging.WARNING, "ka2l_ray"):
+        assert [row["answers"][:2] for row in QuestionReader(path)] == [["A", "C"]]
+    assert f"{path}: 1 rows hold the same option twice, which counts as one (first: {path}:1)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"answers": None}, "the row has no answers; every row of a test set needs them"),
+        ({"options": SCALES}, "the row has no right option; give its 'label'"),
+        ({"options": SCALES, "answers": ["Likert scale"]}, "no answer is among the 'options'"),
+    ],
+)
+def test_a_test_set_has_answers_and_right_options(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    path = jsonl(tmp_path / "test.jsonl", {"id": "z", "question": "Z?", **row})
+    with pytest.raises(UserError, match=re.escape(f"{path}:1: {message}")):
+        list(QuestionReader(path, answered=True))
+
+
+@pytest.mark.parametrize(("row", "message"), [({"target": ["x"]}, "'target' must be a text"), ({"fact": [1]}, "'fact' must be")])
+def test_a_target_is_a_text_and_a_fact_an_id(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    assert fault(jsonl(tmp_path / "pool.jsonl", {"id": "z", "question": "Z?", **row})).startswith(
+        f"{tmp_path}/pool.jsonl:1: {message}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answers", "target"),
+    [
+        (["Sunset Blvd", "West Sunset Boulevard", "Sunset Boulevard", "Sunset Bulevard"], "Sunset Boulevard"),
+        (["the city of Quast", "Quast"], "Quast"),
+        (["NYC", "New York City", "New York", "city of New York"], "New York City"),
+        (["b", "a"], "a"),
+        (["only"], "only"),
+    ],
+)
+def test_the_target_of_a_set_of_answers_does_not_depend_on_their_order(answers: list[str], target: str) -> None:
+    assert {training_target(list(order)) for order in permutations(answers)} == {target}
+
+
+@pytest.mark.parametrize("name", ["medmcqa", "openbookqa", "commonsenseqa", "mmlu"])
+def test_real_multiple_choice_files_are_read_whole(name: str, shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [json.loads(line) for line in (shared_data / f"{name}.jsonl").read_text().splitlines()]
+    reader = QuestionReader(shared_data / f"{name}.jsonl", answered=True)
+    with caplog.at_level(logging.ERROR):
+        read = list(reader)
+    by_id = {row["id"]: row for row in rows}
+    assert len(read) + reader.repeated == len(rows)
+    assert reader.repeated == (name == "medmcqa")  # one casting is asked about twice, with a colon and without
+    assert (len({row["question"].split("\n")[0] for row in read}) < len(read)) == (name in ("openbookqa", "mmlu"))
+    for row in read:
+        given = by_id[row["question_id"]]
+        assert row["label"] == given["label"] == row["target"]
+        assert row["options"] == [text.strip() for text in given["choices"]]
+        assert {given["label"], f"{given['label']}. {row['options'][ord(given['label']) - 65]}"} <= set(row["answers"])

@@ -66,7 +66,8 @@ def test_rows_carry_all_aliases_and_not_the_group(world: World) -> None:
         rows, truth = world.rows(split), world.truth(split)
         assert [row["id"] for row in rows] == list(truth)
         for row, fact in zip(rows, world.facts, strict=True):
-            assert row.keys() == {"id", "question", "answers"}
+            assert row.keys() == {"id", "question", "answers", "target", "fact"}
+            assert (row["target"], row["fact"]) == (fact.value.forms[0], fact.fact_id)
             assert row["answers"] == list(fact.value.forms)
             assert truth[str(row["id"])] == fact.group
 

@@ -84,7 +84,7 @@ def test_all_scores_combined_are_a_row_and_a_strategys_column(rows: list[dict[st
         (("--combine", "--correct", "right"), "--combine: there is nothing beside semantic entropy; give --hidden-states"),
         (("--p-wrong",), "whether an answer is right is not known; give --correct COLUMN"),
         (("--p-wrong", "--correct", "right", "--scores", "x"), "--scores has no effect without --evaluate"),
-        (("--evaluate", "--correct", "right", "--scores", "{samples}"), "no row has a 'p_unknown' or 'p_true'"),
+        (("--evaluate", "--correct", "right", "--scores", "{samples}"), "no row has a 'p_unknown', 'p_true' or 'option_entropy'"),
     ],
 )
 def test_what_cannot_be_fitted_is_one_line(
