@@ -522,3 +522,23 @@ def test_the_report_needs_neither_ray_nor_torch() -> None:
     heavy = ("ray", "torch", "vllm", "deepspeed", "ka2l_ray.jobs", "ka2l_ray.actors")
     code = f"import sys, ka2l_ray.report; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_named_test_sets_say_which_figure_is_which(tmp_path: Path) -> None:
+    root = fake_run(tmp_path / "named", rounds=1, test=False, probe=False)
+    store = RunStore(root)
+    sets = "{own: {path: a, kind: transductive}, samples: {path: b, kind: inductive}}"
+    store.storage.write_bytes("config.yaml", CONFIG.replace("TEST", sets).encode())
+    for i, name in enumerate(("own", "samples")):  # a set may be named as a stage is
+        commit(store, f"test/{name}", {"rows": 12 + i})
+        commit_evaluation(store, f"baseline/evaluation/{name}", i, wrong=range(5, 12))
+        commit_evaluation(store, f"rounds/000/evaluation/{name}", i + 1, wrong=range(2))
+    page = Page(write_report(str(tmp_path / "report"), [root]))
+    title = "What the model does not know: named"
+    assert page.cells(title, "Test set")[1] == "own: 12 questions, transductive; samples: 13 questions, inductive"
+    assert page.cells("Learning curve", "named, own (transductive)", "untrained")[3].startswith("0.200")
+    assert page.cells("Learning curve", "named, samples (inductive)", "0")[3].startswith("0.600")
+    assert "A transductive test set asks the pool's own facts in other words" in page.said("Learning curve")
+    assert "not what labels teach" in page.said("Learning curve")
+    assert "named, own (transductive)" in page.rows
+    assert page.cells("named, own (transductive)", "0")[0] == "0"
