@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.stages.questions import ROWS_PER_PART, answer_key, input_key, questions
 from ka2l_ray.models.adapters import check_adapter
 from ka2l_ray.normalization import Form
-from ka2l_ray.options import Shown
-from ka2l_ray.questions import answers_of, read_rows, row_id, training_target
+from ka2l_ray.options import Shown, with_options
+from ka2l_ray.questions import labels_of, read_rows, row_id, training_target
 from ka2l_ray.store.artefacts import Artefact, StageDirectory, committed_artefact
 from ka2l_ray.store.storage import Storage, file_digest
 
@@ -69,7 +70,10 @@ class Inputs:
                 known[row["question_id"]] = row["answers"]
 
         def convert(place: str, row: dict[str, Any]) -> dict[str, Any] | None:
-            return None if row.get("error") else _answered(place, row, known.get(row_id(place, row)), correct, group)
+            if row.get("error"):
+                return None
+            accepted = known.get(row_id(place, row)) or labels_of(place, row, self.form, self.shown)["answers"]
+            return _answered(place, row, accepted, correct, group)
 
         how = {"correct": correct, "answers": key.key if key else None, "group": group}
         found = self._import(path, "answered", convert, schema.ANSWERED, how)
@@ -81,7 +85,8 @@ class Inputs:
 
     def annotations(self, path: str) -> Artefact:
         """id, question and target or answers."""
-        return self._committed(path, "question", "target") or self._import(path, "annotations", _annotated, schema.ANNOTATIONS)
+        convert = partial(_annotated, form=self.form, shown=self.shown)
+        return self._committed(path, "question", "target") or self._import(path, "annotations", convert, schema.ANNOTATIONS)
 
     def chances(self, path: str) -> Artefact:
         """id, p_unknown, p_true and option_entropy, as far as they are there.
@@ -206,7 +211,7 @@ def _answered(
 ) -> dict[str, Any]:
     if group is not None and row.get(group) is None:
         raise UserError(f"{place}: the row has no '{group}'; give a column that every row has")
-    greedy, answers = row.get("greedy"), answers or answers_of(place, row)
+    greedy = row.get("greedy")
     wrong: bool | None = None
     if correct is not None:
         if not isinstance(row.get(correct), bool | None):
@@ -228,12 +233,14 @@ def _answered(
     }
 
 
-def _annotated(place: str, row: dict[str, Any]) -> dict[str, Any]:
-    answers = row.get("answers") or ([row["target"]] if row.get("target") else [])
-    if not isinstance(answers, list) or not answers or not all(isinstance(text, str) and text.strip() for text in answers):
+def _annotated(place: str, row: dict[str, Any], form: Form, shown: Shown) -> dict[str, Any]:
+    question, found = _question(place, row), labels_of(place, row, form, shown)
+    if found["answers"] is None:
         raise UserError(f"{place}: the row has no answers to train on; give 'target' or 'answers'")
-    target = row.get("target") or training_target(answers)
-    return {"question": _question(place, row), "target": target, "answers": answers, "source": row.get("source") or "column"}
+    if found["options"] and shown == "show":
+        question = with_options(question, found["options"])
+    target = found["target"] or training_target(found["answers"])
+    return {"question": question, "target": target, "answers": found["answers"], "source": row.get("source") or "column"}
 
 
 def _scored(place: str, row: dict[str, Any]) -> dict[str, Any]:

@@ -54,9 +54,8 @@ def score(
     }
     if probe is None and not next_token_entropy and not option_entropy:
         raise UserError("score: nothing to compute; give a probe, or ask for the next-token or the option entropy")
-    files = questions.storage.parquet_files()
-    if option_entropy and "options" not in questions.storage.read_schema(files[0]).names:
-        raise UserError(f"{questions.url}: the table has no column 'options'; give questions with options")
+    if option_entropy:
+        _check_has_options(questions)
 
     def build(work: Storage) -> dict[str, Any]:
         if probe is not None:
@@ -96,6 +95,14 @@ def score(
         return facts
 
     return store.compute(name, inputs, build)
+
+
+def _check_has_options(questions: Artefact) -> None:
+    """Raise a UserError where the questions are not multiple choice."""
+    columns = questions.storage.read_schema(questions.storage.parquet_files()[0]).names
+    if "options" not in columns or questions.facts.get("with_options") == 0:
+        source = questions.facts.get("source", questions.url)
+        raise UserError(f"{source}: no question has 'options', whose likelihoods are asked for; give a multiple-choice file")
 
 
 def _check_fits(probe: Artefact, model: Model) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
+from ka2l_ray.actors.engines import Engines
+from ka2l_ray.config_files import load_config
+from ka2l_ray.errors import UserError
+from ka2l_ray.jobs.commands.plan import plan
+from ka2l_ray.jobs.driver import _Loop
+from ka2l_ray.store.artefacts import RunStore
 from ka2l_ray.uncertainty.ranking import auroc
 from ka2l_ray.world.facts import World
 from tests.ray.commands import ka2l
@@ -91,23 +97,32 @@ def test_shown_options_stand_in_the_prompt_and_are_a_score_of_the_evaluation(tmp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("pool.test.own.path=others.jsonl", "pool.test.others=null"), "pool.test.others"),
         (("pool.test={own: {path: others.jsonl, kind: transductive}}",), "is not in the pool (12 of its 12 facts are not)"),
         (("pool.test=own.jsonl",), "an inductive test set shares no fact with the pool"),
         (("pool.questions=bare.jsonl", "pool.test=null"), "30 of 30 questions of bare.jsonl have no 'options'"),
         (("pool.test=wrong.jsonl",), "wrong.jsonl:2: no answer is among the 'choices'"),
     ],
 )
-def test_what_is_wrong_with_them_is_one_line(
+def test_what_is_wrong_with_them_is_said_before_anything_is_computed(
     change: tuple[str, ...], message: str, choosing: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_lines("bare.jsonl", [{"id": row["id"], "question": row["question"]} for row in questions("pool", slice(0, 30))])
     first, second = questions("test", slice(60, 62))
-    write_lines("wrong.jsonl", [first, {**second, "label": None, "answers": ["none of these"]}])
-    config = write_config(yaml.safe_load(yaml.safe_dump(choosing)), tmp_path)
-    for command in (("run", config, "--dry-run"), ("run", config)):
-        done = ka2l(*command, *(word for key in change for word in ("-o", key)))
-        assert done.returncode == 2, done.stderr
-        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert message in line
+    wrong = {**second, "label": None, "target": None, "answers": ["none of these"]}
+    write_lines("wrong.jsonl", [first, wrong])
+    config = load_config(write_config(choosing, tmp_path), list(change))
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan(config)
+    loop = _Loop(config, RunStore(config.output), Engines(config.engine))
+    with pytest.raises(UserError, match=re.escape(message)):
+        loop.run()
+    assert not [name for name in loop.store.manifest if name not in ("pool", "test", "test/own")]
+
+
+def test_a_transductive_set_of_other_facts_is_one_line_and_exit_code_2(choosing: dict[str, Any], tmp_path: Path) -> None:
+    choosing["pool"]["test"]["others"]["kind"] = "transductive"
+    done = ka2l("run", write_config(choosing, tmp_path))
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert f"{tmp_path}/others.jsonl: the fact 'w00060' of test question 'test-w00060' is not in the pool" in line
