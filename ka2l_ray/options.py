@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ka2l_ray.errors import UserError
+from ka2l_ray.extraction import Extract, extract
 from ka2l_ray.normalization import Form, normalize_answer, normalize_question
 from ka2l_ray.seeds import derive_seed
 
 Shown = Literal["show", "hide"]
 
 LETTERS = string.ascii_uppercase
+_BY_LETTER = Extract("letter")
 COLUMNS = ("options", "choices")
 
 
@@ -34,8 +36,8 @@ class Choice:
     def accepted(self, answers: Sequence[str], shown: Shown) -> list[str]:
         """All that is a right answer: the right option's text and the other ``answers`` given.
 
-        Where options are shown, its letter comes first, its whole line last, and no text counts that is another option's letter;
-        where they are not, no letter counts.
+        Where options are shown, its letter comes first, its whole line last, and no text counts that reads as another option's
+        letter (C, or C. difficile); where they are not, no letter counts.
         """
         if self.right is None:
             return []
@@ -44,7 +46,7 @@ class Choice:
         if shown == "show":
             others = set(letters).difference(self.right_letters)
             lines = [_line(letter, text) for letter in self.right_letters]
-            texts = [*self.right_letters, *(t for t in texts if t.upper() not in others), *lines]
+            texts = [*self.right_letters, *(t for t in texts if extract(t, _BY_LETTER) not in others), *lines]
         return list(dict.fromkeys(texts))
 
     def target(self, shown: Shown) -> str | None:

@@ -15,14 +15,23 @@ from ka2l_ray.seeds import generator
 COLUMNS = {
     "p_unknown": np.array([0.1, 0.9, 0.5, 0.7, 0.2, 0.95]),
     "next_token_entropy": np.array([3.0, 0.1, 2.0, 0.2, 1.0, 0.0]),
+    "option_entropy": np.array([0.4, 0.0, 0.1, 1.3, 1.2, 0.2]),
     "semantic_entropy": np.array([0.0, 0.3, 2.3, 0.5, 1.1, 0.7]),
 }
-RANKING = {"ka2l": "p_unknown", "entropy": "next_token_entropy", "semantic_entropy": "semantic_entropy"}
+RANKING = {
+    "ka2l": "p_unknown",
+    "entropy": "next_token_entropy",
+    "option_entropy": "option_entropy",
+    "semantic_entropy": "semantic_entropy",
+}
 NEEDS = {**RANKING, "ka2l_draw": "p_unknown"}
 NAMES = [*NEEDS, "random"]
 
 
-@pytest.mark.parametrize(("name", "expected"), [("ka2l", [5, 1, 3]), ("entropy", [0, 2, 4]), ("semantic_entropy", [2, 4, 5])])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("ka2l", [5, 1, 3]), ("entropy", [0, 2, 4]), ("option_entropy", [3, 4, 0]), ("semantic_entropy", [2, 4, 5])],
+)
 def test_ranking_strategies_take_the_highest_in_order(name: str, expected: list[int]) -> None:
     indices, scores = select(name, COLUMNS, 3, generator(0))
     assert indices.tolist() == expected

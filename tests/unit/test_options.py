@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ka2l_ray.errors import UserError
+from ka2l_ray.extraction import Extract, extract_accepted
 from ka2l_ray.options import Choice, choice_of, question_key, shows_options, with_options
 
 SCALES = ["Nominal scale", "Dichotomous scale", "Interval/Ratio scale", "Ordinal scale"]
@@ -79,6 +80,10 @@ def test_a_text_that_is_another_options_letter_is_no_answer_where_letters_are() 
     )  # the right one is vitamin C, whose text is option K's letter
     assert vitamins.accepted(["C"], "show") == ["D", "D. C"]
     assert vitamins.accepted(["C"], "hide") == ["C"]
+    bacteria = read({"options": ["E. coli", "C. difficile", "S. aureus"], "label": "B"})
+    assert bacteria.accepted([], "show") == ["B", "B. C. difficile"]
+    assert set(extract_accepted(bacteria.accepted([], "show"), Extract("letter"))) == {"B"}
+    assert Choice(bacteria.options, 0).accepted([], "show") == ["A", "E. coli", "A. E. coli"]  # no option has the letter E
 
 
 def test_options_of_one_text_are_one_option_under_two_letters() -> None:
