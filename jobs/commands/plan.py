@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,7 +51,10 @@ def plan(config: RunConfig) -> str:
             with_options += question["options"] is not None
             yield question
 
-    check_held_out(list(tests.values()), questions(), config.normalize)
+    if tests:
+        check_held_out(list(tests.values()), questions(), config.normalize)
+    else:
+        deque(questions(), maxlen=0)
     check_budget(config, pool)
     check_columns(config, pool, with_options)
     test = sum(len(held.questions) for held in tests.values())
