@@ -286,8 +286,11 @@ def learning_curves(run: Run) -> dict[str, list[CurvePoint]]:
 def evaluations(run: Run, test_set: str) -> dict[int | None, Artefact]:
     """Of a test set, by round; that of the untrained model comes first, under None."""
     last = f"/{test_set}" if test_set else ""
-    baseline = run.store.manifest.get(f"baseline/evaluation{last}")
-    return {**({None: baseline} if baseline else {}), **run.rounds(f"evaluation{last}")}
+    found: dict[int | None, Artefact] = {}
+    if f"baseline/evaluation{last}" in run.store.manifest:
+        found[None] = run.store.manifest[f"baseline/evaluation{last}"]
+    found.update(run.rounds(f"evaluation{last}").items())
+    return found
 
 
 def curve_name(run: Run, test_set: str) -> str:

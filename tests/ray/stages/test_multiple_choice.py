@@ -56,7 +56,7 @@ def test_labels_go_where_the_options_are_even_and_each_test_set_is_evaluated(cho
     out = Path(choosing["output"])
     names = json.loads((out / "manifest.json").read_text())["artefacts"]
     for at in ("test", "baseline/evaluation", "rounds/000/evaluation"):
-        assert [name for name in names if name.startswith(at)] == [f"{at}/own", f"{at}/others"]
+        assert {name for name in names if name.startswith(at)} == {f"{at}/own", f"{at}/others"}
     scores = pd.read_parquet(out / "rounds/000/scores").set_index("question_id")
     chosen = pd.read_parquet(out / "rounds/000/selection")
     assert scores["option_entropy"].between(0, np.log(4)).all()
@@ -69,7 +69,7 @@ def test_labels_go_where_the_options_are_even_and_each_test_set_is_evaluated(cho
     page = (out / "report.html").read_text()
     assert "run, own (transductive)" in page
     assert "run, others (inductive)" in page
-    assert "own: 12 questions, transductive; others: 12 questions, inductive" in page
+    assert "others: 12 questions, inductive; own: 12 questions, transductive" in page
 
 
 def test_shown_options_stand_in_the_prompt_and_are_a_score_of_the_evaluation(tmp_path: Path) -> None:
