@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bert_score.utils import bert_cos_score_idf, model2layers
 from torch import Tensor, nn
 from transformers import AutoModel
 
@@ -29,6 +28,8 @@ def bert_score_layer(path: str, layer: int | None = None) -> int:
     Raises:
         UserError: no encoder there, or it has no such layer.
     """
+    from bert_score.utils import model2layers  # brings matplotlib, for runs that ask for BERTScore only
+
     depth: int = load_encoder_config(path, BERT_SCORE_ENCODER).num_hidden_layers
     tuned = {name.rsplit("/", 1)[-1]: chosen for name, chosen in model2layers.items()}
     chosen = layer if layer is not None else tuned.get(Path(path).name, round(depth * 2 / 3))
@@ -51,6 +52,8 @@ class BertScore:
 
     def f1(self, predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> list[float]:
         """Best F1 of each prediction over its aliases; 0 where it, or all of them, say nothing."""
+        from bert_score.utils import bert_cos_score_idf
+
         pairs = [
             (row, prediction, alias)
             for row, (prediction, aliases) in enumerate(zip(predictions, answers, strict=True))
