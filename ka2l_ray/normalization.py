@@ -27,11 +27,13 @@ from __future__ import annotations
 import re
 import string
 import unicodedata
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
 
 Form = Literal["unicode", "squad"]
 
+MOST_PASSES = 8
 ANSWERS_KEPT = 1 << 16  # answers of one question come again and again
 
 _ASCII_PUNCTUATION = re.compile(f"[{re.escape(string.punctuation)}]")
@@ -54,7 +56,7 @@ _SPELLED = {
 }
 _WITHIN = "'.,:/-#&%@*\\_‰"  # punctuation that may belong to a word
 
-_PLAIN = re.compile(r"[\w ]*")
+_PLAIN = re.compile(r"(?:[^\W_]| )*")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)")
 _APART = re.compile(r"(?<!\d)[,:]|[,:](?!\d)|[®©]|(?<!\d)—|—(?!\d)")
@@ -105,17 +107,22 @@ def _normal(text: str) -> str:
     """The folded text in words; passes are made until one changes nothing, as a rule the second."""
     folded = _folded(text)
     found = _pass(folded)
-    while (again := _pass(_folded(found))) != found:
+    for _ in range(MOST_PASSES):
+        if (again := _pass(_folded(found))) == found:
+            break
         found = again
     return found or folded
 
 
 def _pass(folded: str) -> str:
-    if _PLAIN.fullmatch(folded):
-        return folded
-    text = "".join(" " if _parts_words(c) else c for c in folded)
-    text = _SPACED_RANGE.sub("-", _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text))
-    text = _DASHES.sub(_hyphen, _APART.sub(" ", _APOSTROPHE_WITHIN.sub("", text)))
+    text = _words_of(folded.translate(_PARTED))
+    if _PLAIN.fullmatch(text):
+        return text
+    if "," in text:
+        text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
+    text = _APART.sub(" ", _APOSTROPHE_WITHIN.sub("", _SPACED_RANGE.sub("-", text)))
+    if "-" in text:
+        text = _DASHES.sub(_hyphen, text)
     text = _BOUND.sub(r"\1\2", _UNIT_APART.sub("", _words_of(text)))
     return _words_of(" ".join(map(_trimmed, _SPACED_INITIALS.sub(r"\1.", text).split())))
 
@@ -148,10 +155,6 @@ def _trimmed(word: str) -> str:
     return _BARE_POINT.sub("0.", word)
 
 
-def _parts_words(character: str) -> bool:
-    return character not in _WITHIN and character != "—" and unicodedata.category(character).startswith("P")
-
-
 def _words_of(text: str) -> str:
     return " ".join(text.split())
 
@@ -176,18 +179,24 @@ def _lowered(found: re.Match[str]) -> str:
     return f"{base}_{run}" if base else run
 
 
-class _Spelling(dict[int, str]):
-    """For ``str.translate``: characters that NFKC leaves apart or would glue to what stands beside them."""
+class _Table(dict[int, str]):
+    """For ``str.translate``, filled as characters come."""
+
+    def __init__(self, of: Callable[[str], str]) -> None:
+        self.of = of
 
     def __missing__(self, code: int) -> str:
-        self[code] = spelled = _spelled(chr(code))
-        return spelled
+        self[code] = found = self.of(chr(code))
+        return found
 
 
-_SPELLING = _Spelling()
+def _parted(character: str) -> str:
+    """A space for punctuation that belongs to no word."""
+    return " " if unicodedata.category(character).startswith("P") and character not in _WITHIN + "—" else character
 
 
 def _spelled(character: str) -> str:
+    """What NFKC leaves as it is, or would glue to what stands beside it."""
     category = unicodedata.category(character)
     compatible = unicodedata.normalize("NFKC", character)
     if character.isascii():
@@ -201,3 +210,6 @@ def _spelled(character: str) -> str:
     if character in _SPELLED:
         return _SPELLED[character]
     return character
+
+
+_SPELLING, _PARTED = _Table(_spelled), _Table(_parted)

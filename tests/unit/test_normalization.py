@@ -25,6 +25,7 @@ SAME = [
     ("¿Qué?", "qué"),
     ("The Eiffel  Tower!", "an Eiffel Tower"),
     ("**Paris**", "`Paris`."),
+    ("_Paris_", "Paris"),
     ("- Paris", "Paris"),
     ("U.S.A", "USA."),
     ("J. K. Rowling", "J.K. Rowling"),
