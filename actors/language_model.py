@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
+from numpy.typing import NDArray
 
 from ka2l_ray import schema
 from ka2l_ray.actors.placement import replicas_a_node
@@ -238,11 +239,13 @@ class LanguageModelActor:
             answers = questions["greedy_token_ids"].to_pylist()
             encoded = [[*prompt, *answer[:-1]] for prompt, answer in zip(encoded, answers, strict=True)]
         stored = stored_dtype(engine.dtype)
-        gathered = {layer: torch.empty(len(encoded), engine.hidden_size, dtype=stored) for layer in layers}
-        for rows, states in engine.last_token_states(encoded, layers, batch_tokens=self.role.engine.batch_tokens):
+        gathered: dict[int, list[Any]] = {layer: [None] * len(encoded) for layer in layers}
+        how = {"position": position, "batch_tokens": self.role.engine.batch_tokens}
+        for rows, states in engine.last_token_states(encoded, layers, **how):
             for layer in layers:
-                gathered[layer][rows] = states[layer].to("cpu", stored)
-        columns = [pa.FixedSizeListArray.from_arrays(gathered[layer].numpy().ravel(), engine.hidden_size) for layer in layers]
+                for row, state in zip(rows, states[layer].to("cpu", stored).numpy(), strict=True):
+                    gathered[layer][row] = state[: len(encoded[row])] if position == "attention" else state
+        columns = [_state_column(gathered[layer], engine.hidden_size) for layer in layers]
         arrays = [questions["question_id"], questions["question"], pa.nulls(len(questions), pa.string()), *columns]
         return pa.Table.from_arrays(arrays, schema=table_schema), {}
 
@@ -343,6 +346,14 @@ def with_counts(table: pa.Table, counts: dict[str, int]) -> pa.Table:
 def stored_dtype(dtype: torch.dtype) -> torch.dtype:
     """Of hidden states in Parquet, which has no bfloat16."""
     return torch.float32 if dtype == torch.float32 else torch.float16
+
+
+def _state_column(states: list[NDArray[np.floating]], dimension: int) -> pa.Array:
+    """One state (D,) a question; or those of its tokens (T, D), as a list."""
+    flat = pa.FixedSizeListArray.from_arrays(np.concatenate(states, axis=None), dimension)
+    if states[0].ndim == 1:
+        return flat
+    return pa.ListArray.from_arrays(np.cumsum([0, *map(len, states)]).astype(np.int32), flat)
 
 
 def _answer_columns(answers: Sequence[Sequence[Generation]]) -> dict[str, list[Any]]:

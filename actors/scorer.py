@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +19,13 @@ from ka2l_ray.errors import UserError
 from ka2l_ray.models.language_model import SPREAD, LanguageModel
 from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.probes import p_unknown, probe_from_bytes
+from ka2l_ray.schema import Position
 from ka2l_ray.store.storage import Storage
 from ka2l_ray.uncertainty.option_entropy import OptionEntropy
 
 logger = logging.getLogger(__name__)
 
+LAST: Position = "last_prompt_token"
 ERRORS_ALLOWED = 1000  # of one worker: more is no matter of single questions
 
 
@@ -57,11 +58,11 @@ class ScoreBatch:
         set_threads(self.engine.cpus, self.language_model, replicas_a_node(self.engine))
         self.prompter = Prompter(self.language_model.tokenizer, self.model.prompt)
         self.option_entropy = OptionEntropy(self.language_model, self.prompter) if self.wants_option_entropy else None
-        self.probe, self.layer = None, None
+        self.probe, self.layer, self.position = None, None, LAST
         if self.probe_url is not None:
             self.probe, card = probe_from_bytes(Storage(self.probe_url).read_bytes("probe.safetensors"), self.probe_url)
             self.probe.to(self.language_model.device)
-            self.layer = card.layer
+            self.layer, self.position = card.layer, card.position
         self.loaded = True
 
     def _apart(self, batch: pa.Table) -> pa.Table:
@@ -95,13 +96,17 @@ class ScoreBatch:
         if too_long > self.language_model.max_length:
             raise ValueError(f"a prompt of {too_long} tokens; the model takes {self.language_model.max_length}")
         last = self.language_model.n_layers
-        layers = sorted({layer for layer in (self.layer, last if self.next_token_entropy else None) if layer is not None})
+        wanted: dict[Position, set[int]] = {} if self.layer is None else {self.position: {self.layer}}
+        if self.next_token_entropy:
+            wanted.setdefault(LAST, set()).add(last)
         probabilities, entropies, of_options = (np.full(len(encoded), np.nan, np.float32) for _ in range(3))
-        for rows, states in self._states(encoded, layers):
-            if self.probe is not None and self.layer is not None:
-                probabilities[rows] = p_unknown(self.probe, states[self.layer]).float().cpu().numpy()
-            if self.next_token_entropy:
-                entropies[rows] = self.language_model.next_token_entropy(states[last]).cpu().numpy()
+        for position, layers in wanted.items():
+            how = {"position": position, "batch_tokens": self.batch_tokens}
+            for rows, states in self.language_model.last_token_states(encoded, sorted(layers), **how):
+                if self.probe is not None and self.layer is not None and position == self.position:
+                    probabilities[rows] = p_unknown(self.probe, states[self.layer]).float().cpu().numpy()
+                if self.next_token_entropy and position == LAST:
+                    entropies[rows] = self.language_model.next_token_entropy(states[last]).cpu().numpy()
         if self.option_entropy is not None:
             of_options[:] = self.option_entropy(asked, encoded, batch["options"].to_pylist(), batch_tokens=self.batch_tokens)
         return pa.table(
@@ -116,7 +121,3 @@ class ScoreBatch:
             },
             schema=schema.SCORES,
         )
-
-    def _states(self, encoded: list[list[int]], layers: list[int]) -> Iterable[tuple[list[int], dict[int, torch.Tensor]]]:
-        """Nothing runs where no layer's state is wanted."""
-        return self.language_model.last_token_states(encoded, layers, batch_tokens=self.batch_tokens) if layers else ()

@@ -32,6 +32,7 @@ from ka2l_ray.models.model_files import (
 )
 from ka2l_ray.models.sampling import Answer, Generation
 from ka2l_ray.models.thinking import NO_THINKING, Thinking, split_answer
+from ka2l_ray.schema import Position
 from ka2l_ray.world import bundled_path
 
 SEED_BITS = 2**63 - 1
@@ -52,6 +53,15 @@ def require_vllm() -> None:
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
             "engine.name is vllm, which is not installed; pip install 'ka2l_ray[vllm]' (GPU), or set engine.name=transformers"
+        )
+
+
+def check_vllm_reads(position: Position) -> None:
+    """Raise a UserError where the states of other tokens than the last are wanted."""
+    if position in ("mean", "attention"):
+        raise UserError(
+            f"position {position}: vLLM (engine.hidden_states) hands on the state of a prompt's last token alone; "
+            "set engine.hidden_states=transformers"
         )
 
 
@@ -204,9 +214,19 @@ class VLLMEngine:
         return found
 
     def last_token_states(
-        self, prompts_ids: Sequence[Sequence[int]], layers: Sequence[int], *, batch_tokens: int = 0
+        self,
+        prompts_ids: Sequence[Sequence[int]],
+        layers: Sequence[int],
+        *,
+        position: Position = "last_prompt_token",
+        batch_tokens: int = 0,
     ) -> Iterator[tuple[list[int], dict[int, Tensor]]]:
-        """As ``LanguageModel.last_token_states``: the last layer is given after the final norm, which vLLM leaves out."""
+        """As ``LanguageModel.last_token_states``: the last layer is given after the final norm, which vLLM leaves out.
+
+        Raises:
+            UserError: other states than the last token's are asked for.
+        """
+        check_vllm_reads(position)
         from vllm import SamplingParams
         from vllm.distributed.kv_transfer.kv_connector.v1 import example_hidden_states_connector as stock
 

@@ -320,6 +320,7 @@ class _Loop:
             layers=self.config.probe.layers,
             engine=self.config.engine,
             engines=self.engines,
+            position=self.config.probe.position,
         )
 
     def _probe(self, at: str, states: Artefact, uncertainty: Artefact) -> Artefact | None:

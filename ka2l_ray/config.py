@@ -15,6 +15,7 @@ from ka2l_ray.reading import Reading
 
 BUNDLED_STUDENT = "bundled:student"
 BUNDLED_JUDGE = "bundled:judge"
+MOST_TOKEN_LAYERS = 4
 
 # What ``apply_chat_template`` is called with by ourselves.
 RENDERING = {
@@ -355,15 +356,33 @@ class EntropyConfig(JudgeSettings):
 
 class ProbeConfig(Section):
     kind: Literal["mlp", "linear"] = "mlp"
-    """``mlp`` is KA2L's (4 linear layers, 1 SiLU); ``linear`` is logistic regression, which takes no further settings."""
+    """``mlp`` is KA2L's (4 linear layers, 1 SiLU); ``linear`` is ridge logistic regression, fitted to convergence."""
+    target: Literal["label", "soft", "semantic_entropy"] = "label"
+    """What is fitted: ``label``, known or unknown; ``soft``, the share of a question's answers outside their largest meaning;
+    ``semantic_entropy`` itself, as a share of the most that k answers can have. The latter two need no threshold; where there are
+    labels of both kinds, p(unknown) is still calibrated against them."""
+    position: Literal["last_prompt_token", "mean", "attention"] = "last_prompt_token"
+    """Whose states are read: the prompt's last token, the mean over the prompt's tokens, or its last 64 tokens, weighed as the
+    probe learns to (a few ``layers`` only, for it keeps the states of every token)."""
+    standardize: bool = True
+    """By the training part's mean and scale, which are stored with the probe; ``linear`` always does."""
+    class_weights: Literal["balanced", "none"] = "balanced"
+    """``balanced``: known and unknown weigh alike in the loss, however many of each there are."""
+    calibration: Literal["auto", "platt", "isotonic", "none"] = "auto"
+    """Of p(unknown), on rows that the probe was not fitted on: Platt's sigmoid, an isotonic curve, or neither. ``auto``:
+    isotonic where there are 1000 such rows."""
     hidden_width: int = Field(14336, ge=1)
     """Inner width of ``mlp``."""
-    learning_rate: float = Field(1e-5, gt=0)
-    """Adam."""
-    epochs: int = Field(20, ge=1)
-    """Passes over the probing set's training part."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Of ``mlp``: Adam's. The paper's is 1e-5, on states as they are."""
+    epochs: int = Field(200, ge=1)
+    """Of ``mlp``: passes over the probing set's training part, at most."""
+    early_stopping: bool = True
+    """Of ``mlp``: end when the validation loss has not fallen for ``patience`` epochs, and keep the weights of its lowest."""
+    patience: int = Field(5, ge=1)
+    """Epochs."""
     batch_size: int = Field(32, ge=1)
-    """Questions of one step."""
+    """Of ``mlp``: questions of one step."""
     layers: Literal["all"] | list[int] = "all"
     """Layers to fit one probe each; 0 is the embeddings."""
     workers: int = Field(1, ge=1)
@@ -375,6 +394,15 @@ class ProbeConfig(Section):
         if layers != "all" and (not layers or len(set(layers)) < len(layers) or min(layers) < 0):
             raise ValueError("give 'all', or different layer numbers from 0 (the embeddings) on")
         return layers
+
+    @model_validator(mode="after")
+    def _few_layers_of_tokens(self) -> Self:
+        if self.position == "attention" and (self.layers == "all" or len(self.layers) > MOST_TOKEN_LAYERS):
+            raise ValueError(
+                f"position attention keeps the states of every token: name {MOST_TOKEN_LAYERS} layers at most, such as the "
+                "middle one (layers: [16] of 32)"
+            )
+        return self
 
 
 class SelectionConfig(Section):
@@ -545,10 +573,17 @@ class RunConfig(Section):
             raise ValueError(
                 "entropy.abstentions drop needs all k answers, which sampling.stop_when_decided spares; leave one of them out"
             )
+        if self.engine.hidden_states == "vllm" and self.probe.position != "last_prompt_token":
+            raise ValueError(
+                f"probe.position {self.probe.position} reads more than a prompt's last token, which vLLM does not hand on; "
+                "set engine.hidden_states=transformers"
+            )
         bounds = {"sampling.stop_when_decided": self.sampling.stop_when_decided, "entropy.label_only": self.entropy.label_only}
         for key, on in bounds.items():
             if on and self.selection.strategy == "semantic_entropy":
                 raise ValueError(f"selection.strategy semantic_entropy ranks by what {key} only bounds; leave it out")
+            if on and self.probe.target != "label":
+                raise ValueError(f"probe.target {self.probe.target} is fitted to what {key} only bounds; leave it out")
         return self
 
 

@@ -11,8 +11,10 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 5
 
-Position = Literal["last_prompt_token", "answer_token"]
-"""Of a hidden state: KA2L's, or the last token but one of the greedy-like answer (the SLT of the semantic-entropy probes)."""
+Position = Literal["last_prompt_token", "mean", "attention", "answer_token"]
+"""Of a hidden state: KA2L's; the mean over the prompt's tokens; the prompt's last ``MOST_TOKENS`` tokens, one state each, for a
+probe that weighs them; or the last token but one of the greedy-like answer (the SLT of the semantic-entropy probes)."""
+MOST_TOKENS = 64
 
 
 def _field(name: str, kind: pa.DataType, meaning: str, nullable: bool = False) -> pa.Field:
@@ -140,10 +142,10 @@ PROBE_LAYERS = _schema(
     "probe_layers",
     [
         _field("layer", pa.int32(), "index as in transformers' hidden_states"),
-        _field("validation_auroc", pa.float64(), "against the label"),
-        _field("validation_accuracy", pa.float64(), "share right at p = 0.5"),
-        _field("validation_loss", pa.float64(), "cross-entropy, nats"),
-        _field("train_loss", pa.float64(), "cross-entropy of the last epoch, nats"),
+        _field("validation_auroc", pa.float64(), "against the target: share of pairs in the right order"),
+        _field("validation_accuracy", pa.float64(), "share right at p = 0.5, not calibrated"),
+        _field("validation_loss", pa.float64(), "cross-entropy with the target, nats; not calibrated"),
+        _field("train_loss", pa.float64(), "of the epoch whose weights were kept, as it is weighed in training, nats"),
     ],
 )
 
@@ -220,11 +222,13 @@ EVALUATION = _schema(
 def hidden_states(
     dimension: int, layers: list[int], stored: pa.DataType, model_dtype: str, position: Position = "last_prompt_token"
 ) -> pa.Schema:
-    """Schema of the hidden-state table: one fixed-size-list column a layer, ``layer_<l>``.
+    """Schema of the hidden-state table: one fixed-size-list column a layer, ``layer_<l>``; of ``attention`` a list of them.
 
     Layer 0 is the embeddings, l the output of block l, the last one after the final norm (Llama-like models).
     """
     where = position.replace("_", " ")
-    columns = [_field(f"layer_{layer}", pa.list_(stored, dimension), where, nullable=True) for layer in layers]
+    state = pa.list_(stored, dimension)
+    kind = pa.list_(state) if position == "attention" else state
+    columns = [_field(f"layer_{layer}", kind, where, nullable=True) for layer in layers]
     table = _schema("hidden_states", [_ID, _QUESTION, _ERROR, *columns])
     return table.with_metadata({**(table.metadata or {}), b"model_dtype": model_dtype.encode(), b"position": position.encode()})

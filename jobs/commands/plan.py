@@ -16,6 +16,7 @@ from ka2l_ray.models.model_files import check_is_model
 from ka2l_ray.models.prompt_view import view_prompt
 from ka2l_ray.models.prompts import load_prompter
 from ka2l_ray.questions import QuestionReader
+from ka2l_ray.schema import MOST_TOKENS
 
 BYTES_PER_ANSWER = 120  # text, token ids and log-probabilities of a short answer, compressed
 BYTES_PER_SCORE = 80
@@ -62,11 +63,12 @@ def plan(config: RunConfig) -> str:
     probing = min(config.pool.probing_size, pool)
     layers = model.num_hidden_layers + 1 if config.probe.layers == "all" else len(config.probe.layers)
     state_bytes = 4 if config.model.dtype == "float32" or (config.model.dtype == "auto" and not config.engine.gpus_each) else 2
+    tokens = MOST_TOKENS if config.probe.position == "attention" else 1  # whose states are kept, at most
     replayed = round(config.finetune.replay_known * config.selection.budget)
     answers = config.sampling.k + 1
     lines = [
         ("sample", probing, probing * answers * BYTES_PER_ANSWER),
-        ("hidden_states", probing, probing * layers * model.hidden_size * state_bytes),
+        ("hidden_states", probing, probing * layers * tokens * model.hidden_size * state_bytes),
         ("entropy", probing, probing * BYTES_PER_SCORE),
         ("probe", probing, 3 * model.hidden_size * config.probe.hidden_width * 4 if config.probe.kind == "mlp" else 0),
         ("score", pool, pool * BYTES_PER_SCORE),

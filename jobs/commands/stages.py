@@ -17,6 +17,7 @@ from ka2l_ray.acquisition import STRATEGIES
 from ka2l_ray.config import JudgeName, RunConfig
 from ka2l_ray.config_files import load_config
 from ka2l_ray.jobs.commands.failures import reported
+from ka2l_ray.schema import Position
 
 Questions = Annotated[
     str, typer.Option("--questions", help="Questions: id, question (.jsonl, .parquet, or a stage's directory).")
@@ -115,20 +116,25 @@ def hidden_states(
     out: Out,
     layers: Annotated[str, typer.Option("--layers", help="'all', or layer numbers with commas; 0 is the embeddings.")] = "all",
     position: Annotated[
-        str, typer.Option("--position", help="last_prompt_token, or answer_token: last but one of the greedy answer in samples.")
+        str,
+        typer.Option(
+            "--position",
+            help="last_prompt_token; mean, over the prompt's tokens; attention, its last tokens, for a probe that weighs them "
+            "(few layers); or answer_token, last but one of the greedy answer in samples.",
+        ),
     ] = "last_prompt_token",
     adapter: Adapter = None,
     override: Overrides = None,
 ) -> None:
-    """States of the last prompt token: id, question -> one column a layer (layer_0, layer_1, ...)."""
+    """States of the last prompt token, or of another position: id, question -> one column a layer (layer_0, layer_1, ...)."""
     wanted = "all" if layers == "all" else [int(layer) if layer.strip().isdigit() else layer for layer in layers.split(",")]
     with stage(out, override, {"model.path": model, "probe.layers": wanted}) as at:
         from ka2l_ray.errors import UserError
         from ka2l_ray.jobs.commands.inputs import external_model
         from ka2l_ray.jobs.stages.hidden_states import hidden_states as run_stage
 
-        if position not in ("last_prompt_token", "answer_token"):
-            raise UserError(f"--position {position}: give last_prompt_token or answer_token")
+        if position not in get_args(Position):
+            raise UserError(f"--position {position}: give one of {', '.join(get_args(Position))}")
         _say(
             run_stage(
                 at.store,

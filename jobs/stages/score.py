@@ -15,7 +15,8 @@ from ka2l_ray.config import EngineConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.stages.streaming import map_rows
 from ka2l_ray.models.model_files import check_is_model
-from ka2l_ray.probes import CARD_BYTES, probe_card
+from ka2l_ray.models.prompts import fixed_case
+from ka2l_ray.probes import CARD_BYTES, FILE, probe_card
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage, digest
 
@@ -106,14 +107,20 @@ def _check_has_options(questions: Artefact) -> None:
 
 
 def _check_fits(probe: Artefact, model: Model) -> None:
-    """Raise a UserError where the probe is for a model of another width or depth."""
-    card = probe_card(probe.storage.read_bytes("probe.safetensors", CARD_BYTES), probe.url)
+    """Raise a UserError where the probe reads other states than this model's prompts have."""
+    card = probe_card(probe.storage.read_bytes(FILE, CARD_BYTES), probe.url)
     config = check_is_model(model.base)
     if card.dimension != config.hidden_size or card.layer > config.num_hidden_layers:
         raise UserError(
             f"{probe.url}: a probe of layer {card.layer} for states of width {card.dimension}, but {model.base.path} has "
             f"{config.num_hidden_layers} layers of width {config.hidden_size}; give the model that it was fitted on"
         )
+    if card.position == "answer_token":
+        raise UserError(
+            f"{probe.url}: a probe of answers (position answer_token), and a pool has none; fit one on the states of prompts"
+        )
+    if card.source is not None:
+        card.source.check(probe.url, model.base.path, digest(fixed_case(model.base, model.prompt)), model.adapter_key)
 
 
 def score_by_semantic_entropy(store: Store, name: str, *, entropy: Artefact) -> Artefact:

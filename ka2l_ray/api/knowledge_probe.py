@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,17 +19,27 @@ from ka2l_ray.config_files import validate_section
 from ka2l_ray.errors import UserError
 from ka2l_ray.normalization import normalize_question
 from ka2l_ray.probes import (
+    FILE,
+    PAGE,
     DegenerateLabelsError,
     LayerFit,
+    Probe,
     ProbeCard,
+    Target,
+    card_page,
     check_finite,
     fit_layers,
-    p_unknown,
+    learned_nothing,
+    predict,
     probe_from_bytes,
     probe_to_bytes,
+    soft_target,
 )
+from ka2l_ray.schema import Position
+from ka2l_ray.uncertainty.calibration import figures, summary
 
-FILE = "probe.safetensors"
+logger = logging.getLogger(__name__)
+
 States = dict[int, NDArray[np.float32]]
 
 
@@ -36,22 +47,23 @@ class KnowledgeProbe:
     """A classifier of known and unknown on the hidden state that predicts the first answer token; the layer is chosen inside.
 
     With a model it takes questions and reads their states itself; without one it takes states: (n, d) of one layer,
-    (n, L, d) of layers 0 to L - 1, or a mapping from layer to (n, d).
+    (n, L, d) of layers 0 to L - 1, or a mapping from layer to (n, d) (at position ``attention`` to (n, T, d), padded with NaN).
 
     Args:
         model: as of ``Uncertainty``; its own ``model`` will do.
         tokenizer: of a loaded model.
-        kind: ``linear``, ridge logistic regression; or ``mlp``, KA2L's, which takes the other settings.
+        kind: ``linear``, ridge logistic regression; or ``mlp``, KA2L's.
         layers: to choose among; 0 are the embeddings.
         validation: share of the questions that chooses the layer rather than being fitted on. Equal questions never part ways.
-        hidden_width, learning_rate, epochs, batch_size: of ``mlp``, as in the configuration's ``probe``.
         prompt, device: as of ``Uncertainty``.
         seed: of the split, and of ``mlp``.
+        settings: further keys of the configuration's ``probe``, such as ``target``, ``position``, ``calibration``.
 
     Attributes:
         classes_: ``[0, 1]``: known, unknown.
         layer_: the layer chosen.
         fits_: how well each layer did on validation.
+        card: what the probe reads, how it was fitted, and how well it does.
     """
 
     classes_ = np.array([0, 1])
@@ -64,73 +76,86 @@ class KnowledgeProbe:
         kind: Literal["linear", "mlp"] = "linear",
         layers: Literal["all"] | Sequence[int] = "all",
         validation: float = 0.2,
-        hidden_width: int = 14336,
-        learning_rate: float = 1e-5,
-        epochs: int = 20,
-        batch_size: int = 32,
         prompt: Mapping[str, Any] | None = None,
         seed: int = 0,
         device: str | None = None,
+        **settings: Any,
     ) -> None:
         chosen = layers if isinstance(layers, str) else [int(layer) for layer in layers]
-        settings = {
-            "kind": kind,
-            "layers": chosen,
-            "hidden_width": hidden_width,
-            "learning_rate": learning_rate,
-            "epochs": epochs,
-            "batch_size": batch_size,
-        }
-        self.config = validate_section(ProbeConfig, settings, "KnowledgeProbe")
+        self.config = validate_section(ProbeConfig, {"kind": kind, "layers": chosen, **settings}, "KnowledgeProbe")
         if not 0 < validation < 1:
             raise UserError(f"validation is {validation}; give a share of the questions between 0 and 1")
         self.validation = validation
         self.seed = int(seed)
         self.model = None if model is None else PromptedModel.of(model, tokenizer, prompt, device)
         self.fits_: list[LayerFit] = []
-        self._probe: torch.nn.Module | None = None
+        self._probe: Probe | None = None
         self._card: ProbeCard | None = None
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Fit one probe a layer, and keep the one that does best on the validation part.
+        """Fit one probe a layer, keep the one that does best on the validation part, and calibrate it.
 
         Args:
             X: questions, or their states.
-            y: (n,) labels: 1 unknown, 0 known. Left out: the column ``label`` of X, as of ``Uncertainty.score``'s table.
+            y: (n,) labels: 1 unknown, 0 known; None or NaN leaves a row out. Left out: the column ``label`` of X, as of
+                ``Uncertainty.score``'s table. Of a ``target`` that is no label, what to fit, 0 to 1; left out: from the columns
+                ``semantic_entropy`` and ``cluster_ids``.
 
         Raises:
             DegenerateLabelsError: there are not two questions of either label.
             UserError: X and y do not fit together, or a state is not finite.
         """
-        states, groups, found = self._read(X, None)
-        labels = _labels(found if y is None else y, len(groups))
-        held_out = _validation_rows(groups, labels, self.validation, self.seed)
+        states, groups, columns = self._read(X, None)
+        labels, targets = _wanted(self.config.target, columns, y, len(groups))
+        kept = np.flatnonzero(~np.isnan(targets))
+        groups, labels, targets = [groups[i] for i in kept], labels[kept], targets[kept].astype(np.float32)
+        states = {layer: rows[kept] for layer, rows in states.items()}
+        sides = targets if self.config.target == "label" else targets > np.median(targets)
+        held_out = _validation_rows(groups, sides.astype(np.int8), self.validation, self.seed)
         for layer, rows in states.items():
             check_finite(rows, groups, layer)
+        apart = {"target", "position", "layers", "workers"}
         self._probe, best, self.fits_ = fit_layers(
-            states,
-            labels,
-            validation=held_out,
-            seed=self.seed,
-            **self.config.model_dump(include={"kind", "hidden_width", "learning_rate", "epochs", "batch_size"}),
+            states, labels, validation=held_out, targets=targets, seed=self.seed, **self.config.model_dump(exclude=apart)
         )
-        self._card = ProbeCard(self.config.kind, best.layer, states[best.layer].shape[1], self.config.hidden_width)
+        p = predict(self._probe, states[best.layer][held_out])
+        self._card = ProbeCard(
+            kind=self.config.kind,
+            layer=best.layer,
+            dimension=states[best.layer].shape[-1],
+            hidden_width=self.config.hidden_width,
+            position=self.config.position,
+            target=self.config.target,
+            standardized=self.config.standardize or self.config.kind == "linear",
+            class_weights=self.config.class_weights,
+            calibration=self._probe.calibration,
+            source=None if self.model is None else self.model.source(),
+            figures={"validation": summary(labels[held_out], p)},
+        )
+        weights = self.config.class_weights
+        warning = learned_nothing(best, targets[~held_out], weights, figures(labels[held_out], p))
+        if warning:
+            logger.warning("%s", warning)
         return self
 
     @property
     def layer_(self) -> int:
         return self._fitted()[1].layer
 
+    @property
+    def card(self) -> ProbeCard:
+        return self._fitted()[1]
+
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """(n, 2) probabilities of known and unknown, as in scikit-learn; of questions no block beyond ``layer_`` runs."""
         probe, card = self._fitted()
         states, _, _ = self._read(X, card.layer)
-        if states[card.layer].shape[1] != card.dimension:
+        if states[card.layer].shape[-1] != card.dimension:
             raise UserError(
-                f"these states have {states[card.layer].shape[1]} dimensions, the probe was fitted on {card.dimension}; "
+                f"these states have {states[card.layer].shape[-1]} dimensions, the probe was fitted on {card.dimension}; "
                 "give states of the same model and layer"
             )
-        p = p_unknown(probe, torch.from_numpy(states[card.layer])).double().numpy()
+        p = predict(probe, states[card.layer]).astype(np.float64)
         return np.stack([1 - p, p], axis=1)
 
     def predict(self, X: Any) -> NDArray[np.int64]:
@@ -138,36 +163,62 @@ class KnowledgeProbe:
         return (self.predict_proba(X)[:, 1] >= 0.5).astype(np.int64)
 
     def save(self, path: str | Path) -> Path:
-        """Write the probe as safetensors, to ``path`` or, where that is a directory, to ``probe.safetensors`` in it."""
+        """Write the probe with its card as safetensors, to ``path``; or, where that is a directory, to ``probe.safetensors`` in
+        it, and the card as a page, ``README.md``."""
         probe, card = self._fitted()
         file = _file(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(probe_to_bytes(probe, card))
+        if file != Path(path):
+            (file.parent / PAGE).write_text(card_page(card), encoding="utf-8")
         return file
 
     @classmethod
     def load(cls, path: str | Path, model: Any = None, tokenizer: Any = None, **settings: Any) -> Self:
-        """The probe that ``save`` or ``ka2l probe`` wrote; further arguments as of the class.
+        """The probe that ``save``, ``ka2l probe`` or a run wrote; further arguments as of the class.
+
+        Questions are put to the model as they were when the probe was fitted, unless ``prompt`` says otherwise.
 
         Raises:
-            UserError: no probe there, or a damaged one.
+            UserError: no probe there, a damaged one, or one for a model or prompt that reads questions otherwise.
         """
         file = _file(path)
         if not file.is_file():
             raise UserError(f"{file}: no probe there; give what KnowledgeProbe.save or ka2l probe wrote")
         probe, card = probe_from_bytes(file.read_bytes(), str(file))
-        found = cls(model, tokenizer, kind=card.kind, hidden_width=card.hidden_width, **settings)
+        if model is not None and not isinstance(model, PromptedModel) and card.source is not None:
+            settings = {"prompt": card.source.prompt, **settings}
+        of_card = {"kind": card.kind, "hidden_width": card.hidden_width, "target": card.target, "layers": [card.layer]}
+        found = cls(model, tokenizer, **of_card, **settings)
         found._probe, found._card = probe, card
+        found._check_model(str(file))
         return found
 
-    def _fitted(self) -> tuple[torch.nn.Module, ProbeCard]:
+    def _check_model(self, where: str) -> None:
+        """Raise a UserError where the model is not one that the loaded probe can read."""
+        _, card = self._fitted()
+        if self.model is None:
+            return
+        width = self.model.language_model.hidden_size
+        if card.dimension != width or card.layer > self.model.layers[-1]:
+            raise UserError(
+                f"{where}: a probe of layer {card.layer} for states of width {card.dimension}, this model has "
+                f"{self.model.layers[-1]} layers of width {width}; give the model that it was fitted on"
+            )
+        if card.position == "answer_token":
+            raise UserError(f"{where}: a probe of answers (position answer_token); give it their states, not questions")
+        if card.source is not None:
+            mine = self.model.source()
+            card.source.check(where, mine.model, mine.rendering, mine.adapter)
+
+    def _fitted(self) -> tuple[Probe, ProbeCard]:
         if self._probe is None or self._card is None:
             raise UserError("this probe is not fitted; call fit() first, or load() one")
         return self._probe, self._card
 
-    def _read(self, X: Any, only: int | None) -> tuple[States, list[str], Any]:
-        """(states by layer, what rows must not be parted by: question or place, labels that came with them)."""
-        given = _given_states(X)
+    def _read(self, X: Any, only: int | None) -> tuple[States, list[str], Mapping[str, Any]]:
+        """(states by layer, what rows must not be parted by: question or place, columns that came with them)."""
+        given = _given_states(X, self.config.position)
         if given is None:
             if self.model is None:
                 raise UserError(
@@ -179,8 +230,9 @@ class KnowledgeProbe:
                 raise UserError(
                     f"layer {max(layers)} does not exist; this model has layers 0 (embeddings) to {self.model.layers[-1]}"
                 )
-            states = self.model.states(asked.questions, layers if only is None else [only])
-            return states, asked.questions, (asked.columns or {}).get("label")
+            position = self.config.position if self._card is None or only is None else self._card.position
+            states = self.model.states(asked.questions, layers if only is None else [only], position)
+            return states, asked.questions, asked.columns or {}
         wanted = list(given) if self.config.layers == "all" else self.config.layers
         if only is not None:
             wanted = list(given) if len(given) == 1 else [only]  # one array is the layer that is meant
@@ -189,15 +241,16 @@ class KnowledgeProbe:
             raise UserError(f"no states of layer {missing[0]} were given, only of {list(given)}")
         n = len(next(iter(given.values())))
         states = {layer: given[layer] for layer in wanted} if only is None else {only: given[wanted[0]]}
-        return states, [str(i) for i in range(n)], None
+        return states, [str(i) for i in range(n)], {}
 
 
-def _given_states(X: Any) -> States | None:
+def _given_states(X: Any, position: Position) -> States | None:
     """States by layer where X holds numbers; None where it holds questions."""
+    axes = 3 if position == "attention" else 2
     if isinstance(X, Mapping) and X and all(isinstance(layer, int | np.integer) for layer in X):
         found = {int(layer): _numbers(rows) for layer, rows in X.items()}
-        if any(rows is None or rows.ndim != 2 for rows in found.values()) or len({len(rows) for rows in found.values()}) > 1:  # type: ignore[arg-type]
-            raise UserError("states by layer must be arrays (n, d), with as many rows each")
+        if any(rows is None or rows.ndim != axes for rows in found.values()) or len({len(rows) for rows in found.values()}) > 1:  # type: ignore[arg-type]
+            raise UserError("states by layer must be arrays (n, d) (of attention: (n, T, d)), with as many rows each")
         return found  # type: ignore[return-value]
     array = None if isinstance(X, Mapping) or "question" in getattr(X, "columns", ()) else _numbers(X)
     if array is None:
@@ -219,15 +272,35 @@ def _numbers(X: Any) -> NDArray[np.float32] | None:
     return None
 
 
-def _labels(y: Any, n: int) -> NDArray[np.int8]:
+def _wanted(target: Target, columns: Mapping[str, Any], y: Any, n: int) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """(n,) labels that calibrate and (n,) targets that are fitted; NaN where a row is to be left out."""
+    if target == "label":
+        found = _column(columns.get("label") if y is None else y, n)
+        told = found[~np.isnan(found)]
+        if not np.isin(told, (0, 1)).all():
+            raise UserError(f"labels must be 1 (unknown) or 0 (known); there are {sorted(set(map(str, told.tolist())))[:5]}")
+        return np.nan_to_num(found).astype(np.int8), found
+    if y is None and "semantic_entropy" in columns and "cluster_ids" in columns:
+        pairs = zip(columns["semantic_entropy"], columns["cluster_ids"], strict=True)
+        y = [soft_target(target, entropy, list(ids)) for entropy, ids in pairs]
+    targets = _column(y, n)
+    if (targets < 0).any() or (targets > 1).any():
+        raise UserError(f"target {target} goes from 0 to 1; these go from {np.nanmin(targets):g} to {np.nanmax(targets):g}")
+    labels = _column(columns["label"], n) if "label" in columns else np.zeros(n)
+    return np.nan_to_num(labels).astype(np.int8), np.where(np.isnan(labels), np.nan, targets)
+
+
+def _column(y: Any, n: int) -> NDArray[np.float64]:
+    """(n,) numbers; None and NaN are NaN."""
     if y is None:
         raise UserError("no labels were given; give y, 1 unknown and 0 known, or a table with a column 'label'")
     array = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
     if array.shape != (n,):
         raise UserError(f"labels of shape {array.shape} for {n} questions; give one label each")
-    if array.dtype.kind not in "iubf" or not np.isin(array, (0, 1)).all():
-        raise UserError(f"labels must be 1 (unknown) or 0 (known); there are {sorted(set(map(str, array.tolist())))[:5]}")
-    return array.astype(np.int8)
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"labels must be 1 (unknown) or 0 (known); there are {sorted(set(map(str, array)))[:5]}") from None
 
 
 def _validation_rows(groups: Sequence[str], labels: NDArray[np.int8], share: float, seed: int) -> NDArray[np.bool_]:

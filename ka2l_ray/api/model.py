@@ -16,8 +16,11 @@ from ka2l_ray.config_files import validate_section
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.models.lent import as_it_was
-from ka2l_ray.models.prompts import Prompter
+from ka2l_ray.models.prompts import Prompter, fixed_case_of
 from ka2l_ray.models.sampling import Generation
+from ka2l_ray.probes import Source
+from ka2l_ray.schema import MOST_TOKENS, Position
+from ka2l_ray.store.storage import digest
 
 BATCH_TOKENS = int(EngineConfig().batch_tokens)
 
@@ -104,15 +107,39 @@ class PromptedModel:
         self.prompter.check_answers(answers, sampling.max_tokens)
         return answers
 
-    def states(self, questions: Sequence[str], layers: Sequence[int]) -> dict[int, NDArray[np.float32]]:
-        """(n, d) hidden states of each prompt's last token, by layer; no block beyond the deepest runs."""
+    def states(
+        self, questions: Sequence[str], layers: Sequence[int], position: Position = "last_prompt_token"
+    ) -> dict[int, NDArray[np.float32]]:
+        """(n, d) hidden states of each prompt's last token, by layer; no block beyond the deepest runs.
+
+        At another ``position`` the mean over the prompt's tokens, or (n, T, d) of its last ones, padded with NaN.
+        """
         prompts_ids = self._encode(questions, 0)
+        tokens = (min(MOST_TOKENS, max(map(len, prompts_ids))),) if position == "attention" else ()
         with self.lent() as model:
-            gathered = {layer: np.empty((len(prompts_ids), model.hidden_size), np.float32) for layer in layers}
-            for rows, states in model.last_token_states(prompts_ids, layers, batch_tokens=BATCH_TOKENS):
+            shape = (len(prompts_ids), *tokens, model.hidden_size)
+            gathered = {layer: np.full(shape, np.nan, np.float32) for layer in layers}
+            how = {"position": position, "batch_tokens": BATCH_TOKENS}
+            for rows, states in model.last_token_states(prompts_ids, layers, **how):
                 for layer in layers:
-                    gathered[layer][rows] = states[layer].float().cpu().numpy()
+                    found = states[layer].float().cpu().numpy()
+                    place = (rows, slice(found.shape[1])) if tokens else rows
+                    gathered[layer][place] = found
         return gathered
+
+    def source(self) -> Source:
+        """What a probe on this model's states says of it."""
+        model, adapter = self.language_model, self.adapter
+        if adapter is None and hasattr(model.model, "peft_config"):
+            adapter = str(getattr(model.model, "active_adapter", "loaded"))
+        return Source(
+            model=model.name,
+            revision=getattr(model.causal_lm.config, "_commit_hash", None),
+            layers=model.n_layers,
+            adapter=adapter,
+            prompt=self.prompter.config.model_dump(mode="json"),
+            rendering=digest(fixed_case_of(self.prompter)),
+        )
 
     def next_token_entropy(self, questions: Sequence[str]) -> NDArray[np.float32]:
         """(n,) nats at the last prompt token, T = 1."""

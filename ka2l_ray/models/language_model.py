@@ -9,7 +9,6 @@ Shape suffixes: B prompts of a batch, R = B x samples rows, T tokens, V vocabula
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -31,10 +30,12 @@ from ka2l_ray.models.model_files import (
     load_tokenizer,
     model_dtype,
 )
+from ka2l_ray.models.positions import read
 from ka2l_ray.models.sampling import Answer, Generation, Sampling, sample_tokens
 from ka2l_ray.models.self_check import Decode, Ways, find_ways
-from ka2l_ray.models.states import NO_PREFIX, at, shared_prefix, states_at, states_of_all_layers
+from ka2l_ray.models.states import NO_PREFIX, shared_prefix, states_at, states_of_all_layers
 from ka2l_ray.models.thinking import NO_THINKING, Thinking
+from ka2l_ray.schema import Position
 from ka2l_ray.seeds import prompt_seeds
 
 SPREAD = "spread"  # the device of a model over several GPUs
@@ -227,32 +228,36 @@ class LanguageModel:
         prompts_ids: Sequence[Sequence[int]],
         layers: Sequence[int],
         *,
+        position: Position = "last_prompt_token",
         batch_tokens: int = 65536,
         ways: Ways | None = None,
     ) -> Iterator[tuple[list[int], dict[int, Tensor]]]:
         """Hidden state of the last token at ``layers``, batch by batch: (rows, {layer: (B, D) on the device}).
 
-        Layer 0 is the embeddings, l the output of block l, the last one after the final norm, as in transformers'
+        At another ``position`` the mean over the tokens, or (B, T, D) of the last of them (``models.positions``). Layer 0 is the embeddings, l the output of block l, the last one after the final norm, as in transformers'
         ``hidden_states``. No block beyond the deepest layer runs, nor the vocabulary projection; what all prompts begin with
         runs once (as far as ``ways`` allow; left out: those found when the model was loaded).
         """
         ways = ways or self.ways
         prefix = NO_PREFIX
         if ways.shared_prefix:
-            prefix = shared_prefix(self.causal_lm, prompts_ids, max(layers), self.device)
+            prefix = shared_prefix(self.causal_lm, prompts_ids, layers, position, self.device, ways.stream_axis)
         done = len(prefix.ids)
         self.prefill_tokens += done
         lengths = [len(p) - done for p in prompts_ids]
         for rows in batches_by_length(lengths, batch_tokens, room=done, enough=enough_tokens(self.device)):
             # Right-padded rows of a causal model need no mask: no real token looks at what follows it.
             ids_BT, _ = pad([prompts_ids[i][done:] for i in rows], "right", self._pad_id, self.device)
-            ends = torch.tensor([len(prompts_ids[i]) - done - 1 for i in rows])
-            last = partial(at, where=(torch.arange(len(rows)), ends), device=self.device)
+            own = [lengths[i] for i in rows]
+
+            def pick(layer: int, hidden_BTD: Tensor, own: list[int] = own) -> Tensor:
+                return read(position, hidden_BTD, own, (done, prefix.parts.get(layer)), self.device)
+
             self.prefill_tokens += ids_BT.numel()
             if ways.early_exit:
-                yield rows, states_at(self.causal_lm, ids_BT, layers, last, prefix, ways.stream_axis)
+                yield rows, states_at(self.causal_lm, ids_BT, layers, pick, prefix, ways.stream_axis)
             else:
-                yield rows, states_of_all_layers(self.causal_lm, ids_BT, layers, last)
+                yield rows, states_of_all_layers(self.causal_lm, ids_BT, layers, pick)
 
     @torch.inference_mode()
     def log_likelihood(

@@ -282,7 +282,10 @@ def load_prompter(model: ModelConfig, prompt: PromptConfig) -> Prompter:
 
 def fixed_case(model: ModelConfig, prompt: PromptConfig) -> list[int]:
     """Token ids of one question and its answer as the model reads them: whatever template, tokenizer and library make of them."""
-    prompter = load_prompter(model, prompt)
+    return fixed_case_of(load_prompter(model, prompt))
+
+
+def fixed_case_of(prompter: Prompter) -> list[int]:
     question, answer = FIXED_CASE
     return [*prompter.encode(prompter.prompt(question)), *prompter.encode_answer(question, answer)]
 

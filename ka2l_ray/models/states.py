@@ -12,8 +12,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
@@ -23,7 +22,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from ka2l_ray.models.architecture import decoder_blocks, text_decoder
+from ka2l_ray.models.positions import part_of_prefix
+from ka2l_ray.schema import Position
 
+Pick = Callable[[int, Tensor], Tensor]
+"""Takes what is wanted of a layer's (B, T, D) states."""
 LEAST_PREFIX = 16  # tokens: a shorter shared beginning is not worth a forward pass of its own
 
 
@@ -33,10 +36,11 @@ class _DeepestLayerReached(Exception):
 
 @dataclass(frozen=True)
 class Prefix:
-    """Tokens that all prompts of a call begin with, and their cache for one row."""
+    """Tokens that all prompts of a call begin with, their cache for one row, and what a position wants of their states."""
 
     ids: list[int]
     cache: DynamicCache | None
+    parts: dict[int, Tensor] = field(default_factory=dict)
 
     def cache_for(self, rows: int) -> DynamicCache | None:
         if self.cache is None:
@@ -53,7 +57,7 @@ def states_at(
     causal_lm: Any,
     ids_BT: Tensor,
     layers: Sequence[int],
-    pick: Callable[[Tensor], Tensor],
+    pick: Pick,
     prefix: Prefix = NO_PREFIX,
     stream_axis: int | None = None,
 ) -> dict[int, Tensor]:
@@ -66,19 +70,17 @@ def states_at(
     return _run_to(causal_lm, ids_BT, layers, pick, prefix.cache_for(len(ids_BT)), len(prefix.ids), stream_axis)
 
 
-def states_of_all_layers(
-    causal_lm: Any, ids_BT: Tensor, layers: Sequence[int], pick: Callable[[Tensor], Tensor]
-) -> dict[int, Tensor]:
+def states_of_all_layers(causal_lm: Any, ids_BT: Tensor, layers: Sequence[int], pick: Pick) -> dict[int, Tensor]:
     """As ``states_at``, by transformers' own record of a whole forward pass."""
     hidden = text_decoder(causal_lm)(input_ids=ids_BT, use_cache=False, output_hidden_states=True).hidden_states
-    return {layer: pick(hidden[layer]) for layer in layers}
+    return {layer: pick(layer, hidden[layer]) for layer in layers}
 
 
 def _run_to(
     causal_lm: Any,
     ids_BT: Tensor,
     layers: Sequence[int],
-    pick: Callable[[Tensor], Tensor],
+    pick: Pick,
     cache: DynamicCache | None,
     done: int,
     stream_axis: int | None = None,
@@ -88,7 +90,7 @@ def _run_to(
 
     def keep(layer: int, hidden: Tensor) -> None:
         if layer in layers:
-            states[layer] = pick(hidden if stream_axis is None else hidden.mean(stream_axis))
+            states[layer] = pick(layer, hidden if stream_axis is None else hidden.mean(stream_axis))
         if layer == deepest:
             raise _DeepestLayerReached
 
@@ -97,7 +99,7 @@ def _run_to(
         output = text_decoder(causal_lm)(
             input_ids=ids_BT, position_ids=positions_1T, past_key_values=cache, use_cache=cache is not None
         )
-        states[n_blocks] = pick(output.last_hidden_state)
+        states[n_blocks] = pick(n_blocks, output.last_hidden_state)
     return states
 
 
@@ -120,21 +122,27 @@ def entering_blocks(causal_lm: Any, see: Callable[[int, Tensor], None]) -> Itera
             hook.remove()
 
 
-def shared_prefix(causal_lm: Any, prompts_ids: Sequence[Sequence[int]], deepest: int, device: torch.device) -> Prefix:
-    """The cache of what all prompts begin with, up to layer ``deepest``; empty where that saves little, or where the cache is
-    not one of all keys and values (sliding windows, recurrent states)."""
+def shared_prefix(
+    causal_lm: Any,
+    prompts_ids: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    position: Position,
+    device: torch.device,
+    stream_axis: int | None = None,
+) -> Prefix:
+    """The cache of what all prompts begin with, up to the deepest of ``layers``; empty where that saves little, or where the cache
+    is not one of all keys and values (sliding windows, recurrent states)."""
     shared = common_prefix(prompts_ids) if len(prompts_ids) > 1 else []
     shared = shared[: min(map(len, prompts_ids), default=1) - 1]  # every prompt keeps a token of its own
     cache = DynamicCache(config=causal_lm.config)
     if len(shared) < LEAST_PREFIX or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return NO_PREFIX
-    nothing = partial(at, where=slice(0), device=device)
-    _run_to(causal_lm, torch.tensor([shared], device=device), [deepest], nothing, cache, 0)
-    return Prefix(shared, cache)
 
+    def part(layer: int, hidden_1TD: Tensor) -> Tensor:
+        return part_of_prefix(position, hidden_1TD)
 
-def at(hidden_BTD: Tensor, where: Any, device: torch.device) -> Tensor:
-    return hidden_BTD[where].to(device)
+    parts = _run_to(causal_lm, torch.tensor([shared], device=device), layers, part, cache, 0, stream_axis)
+    return Prefix(shared, cache, parts)
 
 
 def common_prefix(rows_ids: Sequence[Sequence[int]]) -> list[int]:

@@ -20,3 +20,16 @@ def auroc(truth: Sequence[int] | NDArray[np.integer] | NDArray[np.bool_], score:
     _, inverse, counts = np.unique(np.asarray(score), return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # from 1; equal scores share their mean rank
     return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+
+
+def concordance(truth: NDArray[np.integer] | NDArray[np.floating], score: NDArray[np.floating]) -> float:
+    """Share of the pairs of unequal truth that the score puts in the right order, ties half (Harrell's C); the AUROC where the
+    truth is 0 or 1. NaN where all are equal."""
+    if np.isin(truth, (0, 1)).all():
+        return auroc(truth == 1, score)
+    right = pairs = 0.0
+    for value, mine in zip(truth.tolist(), score.tolist(), strict=True):
+        below = score[truth < value]
+        right += float((below < mine).sum() + 0.5 * (below == mine).sum())
+        pairs += len(below)
+    return right / pairs if pairs else float("nan")

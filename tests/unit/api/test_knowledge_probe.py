@@ -58,7 +58,7 @@ def test_a_saved_probe_is_safetensors_and_predicts_the_same(tmp_path: Path) -> N
     probe = KnowledgeProbe().fit(states, labels)
     for path in (tmp_path / "folder", tmp_path / "mine.safetensors"):
         file = probe.save(path)
-        assert set(load_file(file)) == {"head.weight", "head.bias"}
+        assert set(load_file(file)) == {"head.weight", "head.bias", "mean", "scale", "slope", "offset", "curve"}
         again = KnowledgeProbe.load(path)
         assert again.layer_ == 1
         np.testing.assert_array_equal(again.predict_proba(states), probe.predict_proba(states))

@@ -1,0 +1,189 @@
+"""Probabilities held against what came out, and made to fit it. numpy alone: the report reads it without torch.
+
+The plug-in calibration error (mean |share - mean p| over bins) is never zero: a perfectly calibrated score of 200 rows in ten
+bins shows 0.1. ``calibration_error`` takes that bias off (Kumar, Liang and Ma, 2019, arXiv 1909.10155, debias its square;
+Roelofs et al., 2022, arXiv 2012.08668, measure it for bins of equal mass).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ka2l_ray.uncertainty.ranking import auroc
+
+BINS = 10
+KEEPS_ORDER = 0.01
+"""Share of Platt's curve in an isotonic one: what isotonic regression ties stays in its order."""
+
+Floats = NDArray[np.floating]
+Truth = NDArray[np.bool_] | NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How a probability does against the truth."""
+
+    rows: int
+    base_rate: float
+    """Share of the rows that are true."""
+    auroc: float
+    accuracy: float
+    """Share right at p = 0.5."""
+    brier: float
+    """Mean squared error of p; always saying the base rate gives base rate x (1 - base rate)."""
+    calibration_error: float
+    """Debiased, over ten bins of equally many rows."""
+    log_loss: float
+    """Nats; always saying the base rate gives its entropy."""
+    base_rate_entropy: float
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One point of a reliability diagram: rows of similar p."""
+
+    p: float
+    share: float
+    rows: int
+    low: float
+    high: float
+    """95 % interval of the share (Wilson, 1927)."""
+
+
+def figures(truth: Truth, p: Floats) -> Figures:
+    """Figures of ``p`` (n,) against ``truth`` (n,) of 0 and 1; NaN where there are no rows, or no two classes."""
+    true, p = np.asarray(truth) == 1, np.asarray(p, np.float64)
+    if not len(true):
+        return Figures(0, *[float("nan")] * 7)
+    rate = float(true.mean())
+    return Figures(
+        rows=len(true),
+        base_rate=rate,
+        auroc=auroc(true, p),
+        accuracy=float(((p >= 0.5) == true).mean()),
+        brier=float(np.mean((p - true) ** 2)),
+        calibration_error=calibration_error(true, p),
+        log_loss=log_loss(true, p),
+        base_rate_entropy=log_loss(np.array([rate]), np.array([rate])),
+    )
+
+
+def log_loss(truth: Floats | Truth, p: Floats, weights: tuple[float, float] = (1.0, 1.0)) -> float:
+    """Mean cross-entropy in nats of ``p`` (n,) with ``truth`` (n,), 0 to 1.
+
+    Args:
+        weights: of what is not true and of what is.
+    """
+    p = np.asarray(p, np.float64).clip(1e-12, 1 - 1e-12)
+    return float(-np.mean(weights[1] * truth * np.log(p) + weights[0] * (1 - np.asarray(truth, np.float64)) * np.log1p(-p)))
+
+
+def calibration_error(truth: Truth, p: Floats, bins: int = BINS) -> float:
+    """Mean |share true - mean p| over bins of equally many rows, by p, without what chance adds to it; 0 at least.
+
+    A bin of n rows shows a difference d plus noise of variance s² = sum p (1 - p) / n², whose absolute value is too large by
+    E|N(d, s²)| - |d| (the folded normal's mean), d² being taken for the square seen less s², or zero.
+    """
+    order = np.argsort(p, kind="stable")
+    true, p = np.asarray(truth, np.float64)[order], np.asarray(p, np.float64)[order]
+    total = 0.0
+    for at in np.array_split(np.arange(len(p)), bins):
+        if len(at):
+            seen = abs(float(true[at].mean() - p[at].mean()))
+            noise = math.sqrt(float((p[at] * (1 - p[at])).sum())) / len(at)
+            total += len(at) * (seen - _excess(seen, noise))
+    return max(0.0, total / len(p)) if len(p) else float("nan")
+
+
+def _excess(seen: float, noise: float) -> float:
+    """By how much a mean with normal noise exceeds, in absolute value, what it is the mean of."""
+    if noise < 1e-12:
+        return 0.0
+    d = math.sqrt(max(0.0, seen**2 - noise**2))
+    folded = noise * math.sqrt(2 / math.pi) * math.exp(-(d**2) / (2 * noise**2)) + d * math.erf(d / (noise * math.sqrt(2)))
+    return folded - d
+
+
+def reliability(truth: Truth, p: Floats, bins: int = BINS) -> list[Bin]:
+    """Points of the reliability diagram: bins of equally many rows, by p."""
+    true, p = np.asarray(truth) == 1, np.asarray(p, np.float64)
+    found = []
+    for at in np.array_split(np.argsort(p, kind="stable"), bins):
+        if len(at):
+            n, share, z = len(at), float(true[at].mean()), 1.96
+            middle, width = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+            low, high = (max(0.0, min(1.0, (middle + side * width) / (1 + z**2 / n))) for side in (-1, 1))
+            found.append(Bin(float(p[at].mean()), share, n, low, high))
+    return found
+
+
+def platt_scaling(logit: Floats, truth: Truth) -> tuple[float, float]:
+    """(slope, offset) of sigmoid(slope x logit + offset) by maximum likelihood, with Platt's (1999) targets: a truth that the
+    logits separate wholly leaves the slope finite. The slope is never below 0.01: calibration turns no order round."""
+    x, true = np.asarray(logit, np.float64), np.asarray(truth) == 1
+    positive, negative = int(true.sum()), int((~true).sum())
+    target = np.where(true, (positive + 1) / (positive + 2), 1 / (negative + 2))
+    centre, spread = float(x.mean()), float(x.std()) or 1.0
+    slope, offset = _newton((x - centre) / spread, target)
+    least = 0.01 * spread
+    if slope < least:
+        slope, offset = least, math.log((positive + 1) / (negative + 1))
+    return slope / spread, offset - slope * centre / spread
+
+
+def _newton(x: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[float, float]:
+    """(slope, offset) of the logistic regression of ``target`` on ``x``; steps are halved until the loss falls."""
+    features = np.stack([x, np.ones_like(x)], axis=1)
+
+    def loss(at: NDArray[np.float64]) -> float:
+        z = features @ at
+        return float(np.sum(np.logaddexp(0, z) - target * z))
+
+    found = np.zeros(2)
+    for _ in range(100):
+        p = _sigmoid(features @ found)
+        gradient = features.T @ (p - target)
+        curvature = (features * (p * (1 - p))[:, None]).T @ features + 1e-10 * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        while loss(found - step) > loss(found) and np.abs(step).max() > 1e-12:
+            step = step / 2
+        found = found - step
+        if np.abs(step).max() < 1e-10:
+            break
+    return float(found[0]), float(found[1])
+
+
+def isotonic_regression(logit: Floats, truth: Truth) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(logits, probabilities) of a rising curve through the pooled blocks' centres (pool adjacent violators; centred as in Oron
+    and Flournoy, 2017), to be read by linear interpolation. A hundredth of it is Platt's curve, which keeps blocks and ends in
+    their order."""
+    x, true = np.asarray(logit, np.float64), np.asarray(truth, np.float64)
+    order = np.argsort(x, kind="stable")
+    blocks: list[list[float]] = []  # weight, mean of truth, mean of x
+    for value, hit in zip(x[order].tolist(), true[order].tolist(), strict=True):
+        blocks.append([1.0, hit, value])
+        while len(blocks) > 1 and (blocks[-2][1] >= blocks[-1][1] or blocks[-2][2] == blocks[-1][2]):
+            weight, mean, centre = blocks.pop()
+            into = blocks[-1]
+            both = into[0] + weight
+            blocks[-1] = [both, (into[0] * into[1] + weight * mean) / both, (into[0] * into[2] + weight * centre) / both]
+    slope, offset = platt_scaling(x, truth)
+    wide = np.linspace(x.min() - x.std(), x.max() + x.std(), 64)
+    knots = np.union1d([block[2] for block in blocks], wide)
+    risen = np.interp(knots, [block[2] for block in blocks], [block[1] for block in blocks])
+    return knots, (1 - KEEPS_ORDER) * risen + KEEPS_ORDER * _sigmoid(slope * knots + offset)
+
+
+def _sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    p: NDArray[np.float64] = 1 / (1 + np.exp(-z.clip(-500, 500)))
+    return p
+
+
+def summary(truth: Truth, p: Floats) -> dict[str, Any]:
+    """Figures and reliability as JSON values, for facts and cards."""
+    return {**asdict(figures(truth, p)), "reliability": [asdict(each) for each in reliability(truth, p)] if len(p) else []}
