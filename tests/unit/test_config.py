@@ -309,3 +309,21 @@ def test_gpus_are_a_number_or_auto() -> None:
 
 def validate_override(override: str) -> RunConfig:
     return load_config(None, [override], {"model.path": "m", "pool.questions": "q"})
+
+
+def test_a_probe_on_every_token_names_its_layers() -> None:
+    assert "name 4 layers at most" in fault(["probe.position=attention"])
+    assert "name 4 layers at most" in fault(["probe.position=attention", "probe.layers=[1,2,3,4,5]"])
+    assert validate({**LEAST, "probe": {"position": "attention", "layers": [2]}}).probe.position == "attention"
+
+
+@pytest.mark.parametrize("position", ["mean", "attention"])
+def test_positions_that_vllm_does_not_read_are_refused(position: str) -> None:
+    wanted = fault(["engine.hidden_states=vllm", f"probe.position={position}", "probe.layers=[1]"])
+    assert f"probe.position {position} reads more than a prompt's last token, which vLLM does not hand on" in wanted
+
+
+@pytest.mark.parametrize("bound", ["sampling.stop_when_decided", "entropy.label_only"])
+def test_a_target_of_all_answers_is_not_fitted_to_bounds(bound: str) -> None:
+    wanted = fault([f"{bound}=true", "entropy.rule=ka2l", "probe.target=soft"])
+    assert f"probe.target soft is fitted to what {bound} only bounds" in wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
+from scipy.optimize import minimize
 from torch import nn
 
 from ka2l_ray.errors import UserError
@@ -20,19 +22,26 @@ from ka2l_ray.probes import (
     LinearProbe,
     MLPProbe,
     ProbeCard,
+    Source,
     better,
+    card_page,
     check_finite,
     check_labels,
+    check_targets,
     fit_layers,
     fit_probe,
+    learned_nothing,
     logistic_regression,
     make_probe,
     p_unknown,
+    predict,
     probe_from_bytes,
     probe_to_bytes,
+    soft_target,
     split_indices,
     split_of,
 )
+from ka2l_ray.uncertainty.calibration import calibration_error, figures, summary
 from ka2l_ray.uncertainty.ranking import auroc
 
 SETTINGS = {"layer": 3, "kind": "mlp", "hidden_width": 64, "learning_rate": 1e-3, "epochs": 20, "batch_size": 32, "seed": 0}
@@ -285,3 +294,163 @@ def test_of_several_layers_the_one_that_validates_best_is_chosen(kind: str) -> N
     assert [fit.layer for fit in fits] == [0, 4, 9]
     assert max(fits, key=lambda fit: fit.validation_auroc) == chosen
     assert (((p_unknown(probe, torch.from_numpy(states)) >= 0.5).numpy()) == labels).mean() > 0.98
+
+
+def at_norm(norm: float, n: int = 500, d: int = 96, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """States of length ``norm`` that say the label in a few directions, beside a direction that all share."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(n) < 0.35).astype(np.int8)
+    states = rng.normal(size=(n, d)) * np.geomspace(0.05, 3, d)
+    states[:, ::9] += 0.5 * np.geomspace(0.05, 3, d)[::9] * (2 * labels[:, None] - 1)
+    states[:, 0] += 20
+    return (norm * states / np.linalg.norm(states, axis=1, keepdims=True)).astype(np.float32), labels
+
+
+def reference(states: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """scikit-learn's LogisticRegression on standardised states, from its definition: C = 1, the intercept free, in float64."""
+    mean, scale = states.mean(0, dtype=np.float64), states.std(0, dtype=np.float64)
+    x, sign = (states - mean) / scale, 2.0 * labels - 1
+
+    def loss(at: np.ndarray) -> tuple[float, np.ndarray]:
+        margin = sign * (x @ at[1:] + at[0])
+        slope = -sign / (1 + np.exp(margin))
+        return np.logaddexp(0, -margin).sum() + 0.5 * at[1:] @ at[1:], np.concatenate([[slope.sum()], slope @ x + at[1:]])
+
+    at = minimize(loss, np.zeros(1 + states.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 5000}).x
+    return lambda rows: ((rows - mean) / scale) @ at[1:] + at[0]
+
+
+@pytest.mark.parametrize("norm", [0.5, 5, 50])
+def test_the_linear_probe_ranks_as_a_converged_logistic_regression_whatever_the_norm(norm: float) -> None:
+    states, labels = at_norm(norm)
+    unseen, truth = at_norm(norm, 2000, seed=1)
+    validation = np.arange(500) >= 400
+    probe, _, _ = fit_layers({0: states}, labels, validation=validation, kind="linear")
+    p = predict(probe, unseen)
+    wanted = auroc(truth, reference(states[~validation], labels[~validation])(unseen))
+    assert wanted > 0.8
+    assert auroc(truth, p) == pytest.approx(wanted, abs=0.005)
+    assert calibration_error(truth, p) < 0.05
+    assert p.min() < 0.1
+    assert p.max() > 0.8
+
+
+def test_the_mlp_does_not_depend_on_the_norm_either_and_the_papers_schedule_stays() -> None:
+    spread = {}
+    paper = {"learning_rate": 1e-5, "epochs": 20, "standardize": False, "early_stopping": False, "calibration": "none"}
+    for name, norm, how in (("short", 0.5, {}), ("long", 50, {}), ("paper", 1, paper)):
+        states, labels = at_norm(norm, d=24)
+        settings = {"kind": "mlp", "hidden_width": 64, "learning_rate": 1e-3, "epochs": 40, **how}
+        probe, _, _ = fit_layers({0: states}, labels, validation=np.arange(500) >= 400, **settings)
+        p = predict(probe, at_norm(norm, 1000, 24, seed=1)[0])
+        spread[name] = p.min(), p.max()
+    assert spread["short"][1] - spread["short"][0] > 0.5
+    assert spread["long"] == pytest.approx(spread["short"], abs=0.05)
+    assert spread["paper"][1] - spread["paper"][0] < 0.1  # all about 0.5: untrained
+
+
+def test_the_mlp_stops_when_validation_stops_falling_and_keeps_its_best_weights() -> None:
+    states, labels = at_norm(5, 200)
+    held_out = at_norm(5, 100, seed=1)
+    told: list[float] = []
+    how = {**SETTINGS, "learning_rate": 1e-2, "epochs": 300, "patience": 3, "class_weights": "none"}
+    probe, fit = fit_probe(states, labels, validation=held_out, on_epoch=lambda _, loss: told.append(loss), **how)
+    assert len(told) < 300
+    assert fit.train_loss == told[-4]  # three epochs were no better
+    before = fit_probe(states, labels, validation=held_out, **{**how, "epochs": len(told) - 3})[0]
+    assert torch.equal(probe.head.weight, before.head.weight)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear"])
+def test_class_weights_move_the_cut_and_calibration_moves_it_back(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random(2000) < 0.1).astype(np.int8)
+    states = (rng.normal(size=(2000, 6)) + 0.8 * labels[:, None]).astype(np.float32)
+    validation = np.arange(2000) >= 1000
+    how = {"kind": kind, "hidden_width": 16, "learning_rate": 1e-2}
+    mean = {}
+    for weights, calibration in (("balanced", "none"), ("none", "none"), ("balanced", "platt"), ("balanced", "isotonic")):
+        settings = {"class_weights": weights, "calibration": calibration}
+        probe, _, _ = fit_layers({0: states}, labels, validation=validation, **settings, **how)
+        assert probe.calibration == calibration
+        mean[weights, calibration] = predict(probe, states[validation]).mean()
+    assert mean["balanced", "none"] > 0.2
+    for each in (("none", "none"), ("balanced", "platt"), ("balanced", "isotonic")):
+        assert mean[each] == pytest.approx(0.1, abs=0.03)
+
+
+def test_a_probe_with_its_curve_survives_saving() -> None:
+    states, labels = at_norm(5)
+    for calibration in ("platt", "isotonic"):
+        probe, fit, _ = fit_layers({3: states}, labels, validation=np.arange(500) >= 400, kind="linear", calibration=calibration)
+        source = Source("m/model", "abc", 4, None, {"instruction": "Be | brief."}, "0123")
+        found = {"test": summary(labels, predict(probe, states))}
+        card = ProbeCard("linear", fit.layer, 96, 1, calibration=calibration, source=source, figures=found)
+        again, read = probe_from_bytes(probe_to_bytes(probe, card), "here")
+        assert read == card
+        assert again.calibration == calibration
+        np.testing.assert_array_equal(predict(again, states), predict(probe, states))
+        page = card_page(card)
+        assert all(word in page for word in ("m/model @ abc", "layer 3", calibration, "Brier score", "KnowledgeProbe.load"))
+
+
+def test_attention_finds_the_token_that_says_the_label_where_the_mean_and_the_last_do_not() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 600).astype(np.int8)
+    tokens = rng.normal(size=(600, 30, 8)).astype(np.float32)
+    place = rng.integers(0, 20, 600)
+    tokens[np.arange(600), place, 0] += 8  # marks the token to read
+    tokens[np.arange(600), place, 1] += 3 * (2 * labels - 1)
+    tokens[rng.random(600) < 0.5, 25:] = np.nan  # shorter prompts
+    validation = np.arange(600) >= 400
+    found = {}
+    for name, states in {"attention": tokens, "mean": np.nanmean(tokens, 1), "last": tokens[:, 24]}.items():
+        found[name] = fit_layers({5: states}, labels, validation=validation, kind="linear")[1].validation_auroc
+    assert found["attention"] > 0.97
+    assert found["attention"] > found["mean"] + 0.05
+    assert found["last"] < 0.6
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_soft_target_ranks_and_is_calibrated_against_the_label(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(500, 6)).astype(np.float32)
+    targets = (1 / (1 + np.exp(-2 * states[:, 0]))).astype(np.float32)
+    labels = (targets > 0.8).astype(np.int8)
+    how = {"kind": kind, "hidden_width": 16, "learning_rate": 1e-2, "targets": targets, "validation": np.arange(500) >= 350}
+    probe, fit, _ = fit_layers({0: states}, labels, **how)
+    assert fit.validation_auroc > 0.92  # of the targets' order
+    assert predict(probe, states).mean() == pytest.approx(labels.mean(), abs=0.05)
+    blank, _, _ = fit_layers({0: states}, np.ones(500, np.int8), **how)  # no threshold parts them: it says the target itself
+    assert blank.calibration == "none"
+    assert np.abs(predict(blank, states) - targets).mean() < 0.1
+
+
+def test_soft_targets_are_the_share_outside_the_largest_meaning_and_the_entropy_as_a_share_of_the_most() -> None:
+    ids = [0, 0, 0, 1, 2]
+    assert soft_target("soft", 0.95, ids) == pytest.approx(0.4)
+    assert soft_target("semantic_entropy", 0.95, ids) == pytest.approx(0.95 / np.log(5))
+    assert soft_target("semantic_entropy", 0.0, [0]) == 0
+    alike = np.full(5, 0.4, np.float32)
+    parts = {"train": np.arange(3), "validation": np.arange(3, 5), "test": np.arange(0)}
+    with pytest.raises(DegenerateLabelsError, match=r"target soft is the same for all 3 questions of the probe's train part"):
+        check_targets(alike, parts, "soft")
+
+
+def test_a_probe_that_learned_nothing_is_told() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random(400) < 0.3).astype(np.int8)
+    noise = rng.normal(size=(400, 5)).astype(np.float32)
+    validation = np.arange(400) >= 250
+    untrained = {"kind": "mlp", "hidden_width": 8, "learning_rate": 1e-7, "epochs": 1, "early_stopping": False}
+    _, fit, _ = fit_layers({2: noise}, labels, validation=validation, **untrained)
+    told = learned_nothing(fit, labels[~validation], "balanced", figures(labels[validation], np.full(150, 0.3)))
+    assert told is not None
+    assert "stayed at 0.69" in told
+    assert "raise probe.epochs" in told
+    states, truth = separable(400)
+    probe, fit, _ = fit_layers({2: states}, truth, validation=validation, kind="linear")
+    good = figures(truth[validation], predict(probe, states[validation]))
+    assert learned_nothing(fit, truth[~validation], "balanced", good) is None
+    blind = figures(truth[validation], np.full(150, truth.mean()))
+    assert "it says nothing about other questions" in (learned_nothing(fit, truth[~validation], "balanced", blind) or "")
