@@ -234,7 +234,9 @@ class LanguageModel:
     ) -> Iterator[tuple[list[int], dict[int, Tensor]]]:
         """Hidden state of the last token at ``layers``, batch by batch: (rows, {layer: (B, D) on the device}).
 
-        At another ``position`` the mean over the tokens, or (B, T, D) of the last of them (``models.positions``). Layer 0 is the embeddings, l the output of block l, the last one after the final norm, as in transformers'
+        At another ``position`` the mean over the tokens, or (B, T, D) of the last of them (``models.positions``).
+
+        Layer 0 is the embeddings, l the output of block l, the last one after the final norm, as in transformers'
         ``hidden_states``. No block beyond the deepest layer runs, nor the vocabulary projection; what all prompts begin with
         runs once (as far as ``ways`` allow; left out: those found when the model was loaded).
         """

@@ -130,8 +130,8 @@ def shared_prefix(
     device: torch.device,
     stream_axis: int | None = None,
 ) -> Prefix:
-    """The cache of what all prompts begin with, up to the deepest of ``layers``; empty where that saves little, or where the cache
-    is not one of all keys and values (sliding windows, recurrent states)."""
+    """The cache of what all prompts begin with, up to the deepest of ``layers``; empty where that saves little, or where the
+    cache is not one of all keys and values (sliding windows, recurrent states)."""
     shared = common_prefix(prompts_ids) if len(prompts_ids) > 1 else []
     shared = shared[: min(map(len, prompts_ids), default=1) - 1]  # every prompt keeps a token of its own
     cache = DynamicCache(config=causal_lm.config)

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ka2l_ray.errors import UserError
-from ka2l_ray.uncertainty.scores import FOLDS, calibration_error, fold_of, regress
+from ka2l_ray.uncertainty.calibration import calibration_error
+from ka2l_ray.uncertainty.scores import FOLDS, fold_of, regress
 
 Method = Literal["platt", "isotonic"]
 Wrong = Sequence[bool | None]

@@ -21,10 +21,10 @@ from ka2l_ray.evaluation import rouge_l
 from ka2l_ray.normalization import normalize_question
 from ka2l_ray.probes import logistic_regression, p_unknown
 from ka2l_ray.semantics.entropy import bias_corrected_entropy, rao_semantic_entropy, regular_entropy, semantic_entropy
+from ka2l_ray.uncertainty.calibration import calibration_error
 from ka2l_ray.uncertainty.ranking import auroc
 
 FOLDS = 5
-CALIBRATION_BINS = 10
 
 
 def answer_scores(
@@ -85,7 +85,7 @@ class Quality:
     auroc_high: float
     aurc: float
     calibration_error: float
-    """Expected calibration error of p(wrong), over ten bins of equally many questions."""
+    """Debiased calibration error of p(wrong), over ten bins of equally many questions (``uncertainty.calibration``)."""
     brier: float
     """Mean squared error of p(wrong); a constant gives wrong x (1 - wrong)."""
 
@@ -147,12 +147,6 @@ def aurc(wrong: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
     errors = np.bincount(group, wrong)
     share = (errors / sizes)[np.repeat(np.arange(len(sizes)), sizes)]
     return float(np.mean(np.cumsum(share) / np.arange(1, len(score) + 1)))
-
-
-def calibration_error(wrong: NDArray[np.bool_], p_wrong: NDArray[np.float64], bins: int = CALIBRATION_BINS) -> float:
-    """Mean |share wrong - mean p| over bins of equally many questions, by p."""
-    parts = np.array_split(np.argsort(p_wrong, kind="stable"), bins)
-    return float(sum(abs(wrong[i].mean() - p_wrong[i].mean()) * len(i) for i in parts if len(i)) / len(wrong))
 
 
 def fold_of(question: str) -> int:

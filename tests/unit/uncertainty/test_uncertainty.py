@@ -15,11 +15,11 @@ from ka2l_ray.semantics.clustering import Verdict
 from ka2l_ray.semantics.entropy import semantic_entropy
 from ka2l_ray.semantics.judges.exact import ExactJudge
 from ka2l_ray.semantics.pairs import judge_pairs
+from ka2l_ray.uncertainty.calibration import calibration_error
 from ka2l_ray.uncertainty.p_true import Answered, case, encode, solved_examples
 from ka2l_ray.uncertainty.scores import (
     answer_scores,
     aurc,
-    calibration_error,
     cross_fitted_probability,
     cross_fitted_regression,
     fold_of,
@@ -59,12 +59,6 @@ def test_aurc_is_the_mean_risk_over_coverages_and_over_the_orders_of_equal_score
         risks.append(np.mean([wrong[order[: n + 1]].mean() for n in range(5)]))
     assert aurc(wrong, score) == pytest.approx(np.mean(risks))
     assert aurc(wrong, np.zeros(5)) == pytest.approx(wrong.mean())
-
-
-def test_calibration_error_by_hand() -> None:
-    p = np.array([0.1, 0.1, 0.8, 0.8])
-    wrong = np.array([False, False, True, False])
-    assert calibration_error(wrong, p, bins=2) == pytest.approx(0.5 * 0.1 + 0.5 * 0.3)
 
 
 def logistic_fit(x: np.ndarray, y: np.ndarray) -> np.ndarray:
