@@ -52,6 +52,7 @@ PARTS = {
     "prompt": Part(data.prompt),
     "entropy": Part(data.entropy_rounds, figures.entropy_histograms),
     "layers": Part(data.probe_rounds, figures.auroc_by_layer),
+    "calibration": Part(data.calibrated_rounds, figures.reliability_diagrams),
     "states": Part(data.pca_rounds, figures.state_maps, "png"),
     "quadrants": Part(answers.quadrants, figures.quadrants),
     "examples": Part(answers.examples),

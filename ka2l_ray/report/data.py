@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,12 @@ class ProbeRound:
     chosen: int
     test_auroc: float
     test_rows: int
+    read: str = ""
+    """What it reads and was fitted to, in words."""
+    calibration: str = "not recorded"
+    held_out: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """``uncertainty.calibration.summary`` by part."""
+    warning: str | None = None
 
 
 @dataclass(frozen=True)
@@ -369,9 +375,21 @@ def probe_rounds(run: Run) -> list[ProbeRound]:
             continue
         layers = run.table(artefact, "layers.parquet", ["layer", "validation_auroc"]).sort_by("layer")
         columns = (layers["layer"].to_pylist(), layers["validation_auroc"].to_pylist())
-        found.append(ProbeRound(round_, None, *columns, int(facts["layer"]), facts["test_auroc"], int(facts["test_rows"])))
+        told = {name: facts[name] for name in ("calibration", "held_out", "warning") if name in facts}
+        if "position" in facts:
+            told["read"] = f"{facts['position'].replace('_', ' ')}, fitted to {facts['target'].replace('_', ' ')}"
+        figures = (int(facts["layer"]), facts["test_auroc"], int(facts["test_rows"]))
+        found.append(ProbeRound(round_, None, *columns, *figures, **told))
     if not found:
         raise NotThereError("no round has got as far as a probe")
+    return found
+
+
+def calibrated_rounds(run: Run) -> list[ProbeRound]:
+    """Rounds whose probe was held against questions that it was not fitted on."""
+    found = [round_ for round_ in probe_rounds(run) if round_.held_out]
+    if not found:
+        raise NotThereError("no probe was fitted, or by a version that did not calibrate it")
     return found
 
 

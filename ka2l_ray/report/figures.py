@@ -125,6 +125,25 @@ def entropy_histograms(rounds: list[EntropyRound]) -> Figure:
     return figure
 
 
+def reliability_diagrams(rounds: list[ProbeRound]) -> Figure | None:
+    """Share unknown against p(unknown), by bins of equally many questions, with 95 % intervals; a panel a round."""
+    figure = Figure(figsize=(3.4 * len(rounds), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(rounds), squeeze=False)[0]
+    for axes, round_ in zip(panels, rounds, strict=True):
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
+        for (part, found), colour, marker in zip(round_.held_out.items(), COLOURS, MARKERS, strict=False):
+            points = found["reliability"]
+            p, share = [point["p"] for point in points], [point["share"] for point in points]
+            errors = [[s - q["low"] for s, q in zip(share, points)], [q["high"] - s for s, q in zip(share, points)]]
+            errors = [[max(0.0, error) for error in side] for side in errors]
+            axes.errorbar(p, share, yerr=errors, color=colour, marker=marker, markersize=4, linewidth=1, label=part)
+        axes.set_title(f"round {round_.round}")
+        axes.set_xlabel("p(unknown)")
+        axes.set_ylabel("share unknown")
+        axes.legend(fontsize=8)
+    return figure
+
+
 def auroc_by_layer(rounds: list[ProbeRound]) -> Figure | None:
     """Validation AUROC of every layer's probe, the chosen layer ringed."""
     fitted = [round_ for round_ in rounds if round_.reason is None]

@@ -22,6 +22,7 @@ from ka2l_ray.report.data import GROUPS, Changes, CurvePoint, EntropyRound, pca_
 from ka2l_ray.semantics.entropy import semantic_entropy
 from ka2l_ray.store.artefacts import RunStore
 from ka2l_ray.store.storage import Storage
+from ka2l_ray.uncertainty.calibration import summary
 
 PROMPT = {
     "question": "Who <b>?",
@@ -34,6 +35,7 @@ SECTIONS = [
     "The prompt",
     "Semantic entropy",
     "Probe by layer",
+    "Calibration of the probe",
     "Hidden states of the chosen layer",
     "Entropy against correctness",
     "Examples by semantic entropy",
@@ -41,7 +43,7 @@ SECTIONS = [
     "Probe drift",
     "Cost ledger",
 ]
-FIGURES = ["entropy", "layers", "states", "quadrants", "forgetting", "drift"]
+FIGURES = ["entropy", "layers", "calibration", "states", "quadrants", "forgetting", "drift"]
 
 
 CONFIG = """
@@ -149,6 +151,9 @@ def commit_probe(store: RunStore, at: str, fitted: bool, round_: int) -> None:
         "p_unknown": [TEST_PART.get(i, 0.5) for i in range(30)],
     }
     facts: dict[str, Any] = {"fitted": True, "rows": 30, "layer": 1, "test_auroc": 0.877, "test_rows": 6}
+    facts |= {"position": "last_prompt_token", "target": "semantic_entropy", "calibration": "platt"}
+    facts["held_out"] = {"test": summary(np.array([0, 1, 1, 1]), np.array([0.2, 0.7, 0.8, 0.9]))}
+    facts["warning"] = "the training loss of layer 1 stayed at 0.6931 nats"
     if round_:
         facts["drift"] = {"auroc_previous": 0.612, "auroc_own": 0.934, "rows": 9}
     table = pa.Table.from_pylist(layers, schema=schema.PROBE_LAYERS)
@@ -542,3 +547,12 @@ def test_named_test_sets_say_which_figure_is_which(tmp_path: Path) -> None:
     assert "not what labels teach" in page.said("Learning curve")
     assert "named, own (transductive)" in page.rows
     assert page.cells("named, own (transductive)", "0")[0] == "0"
+
+
+def test_the_probes_calibration_is_told_beside_the_base_rate_and_with_its_warning(page: Page) -> None:
+    told = page.said("Calibration of the probe")
+    assert "Round 0: the training loss of layer 1 stayed at 0.6931 nats." in told
+    row = page.cells("Calibration of the probe", "0")
+    assert row[1] == "layer 1, last prompt token, fitted to semantic entropy, calibration platt"
+    assert row[2:6] == ["test", "4", "75.0%", "1.000"]
+    assert row[6] == "0.045 base rate 0.188"  # (0.04 + 0.09 + 0.04 + 0.01) / 4

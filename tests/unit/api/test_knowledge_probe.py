@@ -17,6 +17,8 @@ from ka2l_ray.api.knowledge_probe import _validation_rows
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.probes import DegenerateLabelsError, probe_from_bytes
+from ka2l_ray.uncertainty.calibration import figures
+from ka2l_ray.world.facts import World
 
 
 def layered(n: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -128,3 +130,62 @@ def test_wrong_use_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as error:
             use()
         assert "\n" not in str(error.value)
+
+
+def test_rows_without_a_label_are_left_out() -> None:
+    states, labels = layered(120)
+    some = labels.astype(object)
+    some[:20] = None
+    wanted = KnowledgeProbe().fit(states[20:], labels[20:]).card
+    found = KnowledgeProbe().fit(states, some).card
+    assert found.figures["validation"]["rows"] == 20
+    assert found.layer == wanted.layer == 1
+
+
+def test_a_target_of_its_own_needs_no_label() -> None:
+    states, _ = layered(200)
+    shares = np.clip(0.5 + states[:, 1, 0] / 12, 0, 1)
+    probe = KnowledgeProbe(target="soft").fit(states, shares)
+    assert probe.layer_ == 1
+    assert np.corrcoef(probe.predict_proba(states)[:, 1], shares)[0, 1] > 0.95
+    with pytest.raises(UserError, match="target soft goes from 0 to 1"):
+        KnowledgeProbe(target="soft").fit(states, shares + 1)
+
+
+@pytest.mark.parametrize("position", ["mean", "attention"])
+def test_a_probe_reads_its_position_and_asks_as_it_was_fitted(
+    scorer: Uncertainty, pool: pd.DataFrame, tmp_path: Path, position: str
+) -> None:
+    asked = {"instruction": "Answer in one word."}
+    probe = KnowledgeProbe("bundled:student", prompt=asked, position=position, layers=[2], device="cpu")
+    probe.fit(pool.question, np.arange(len(pool)) % 2)
+    probe.save(tmp_path)
+    again = KnowledgeProbe.load(tmp_path, "bundled:student", device="cpu")  # the prompt comes with it
+    np.testing.assert_array_equal(again.predict_proba(pool), probe.predict_proba(pool))
+    assert again.card.position == position
+    with pytest.raises(UserError, match="rendered otherwise"):
+        KnowledgeProbe.load(tmp_path, scorer.model)
+
+
+def test_a_probe_of_another_model_is_refused(scorer: Uncertainty, tmp_path: Path) -> None:
+    states, labels = layered(60)
+    KnowledgeProbe().fit(states, labels).save(tmp_path)
+    with pytest.raises(UserError, match="layer 1 for states of width 8, this model has 4 layers of width 192"):
+        KnowledgeProbe.load(tmp_path, scorer.model)
+
+
+@pytest.mark.check
+def test_on_the_bundled_world_p_unknown_is_calibrated_on_questions_it_was_not_fitted_on(world: World) -> None:
+    rows = world.rows("pool")
+    scorer = Uncertainty("bundled:student", judge="exact", max_tokens=12, device="cpu", prompt={"instruction": ""})
+    table = scorer.score(rows).to_arrow()
+    labels = np.array(table["label"].to_pylist())
+    order = np.random.default_rng(0).permutation(len(rows))
+    fitted, rest = order[:720], order[720:]
+    assert len(rest) >= 1000
+    questions = np.array([row["question"] for row in rows])
+    for kind, how in (("linear", {}), ("mlp", {"hidden_width": 2048, "learning_rate": 1e-3})):
+        probe = KnowledgeProbe(scorer.model, kind=kind, **how).fit(questions[fitted].tolist(), labels[fitted])
+        found = figures(labels[rest], probe.predict_proba(questions[rest].tolist())[:, 1])
+        assert found.calibration_error <= 0.03
+        assert found.auroc > 0.98
