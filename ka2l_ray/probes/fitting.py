@@ -208,7 +208,7 @@ def predict(probe: Probe, states: NDArray[np.floating]) -> NDArray[np.float32]:
 def _by_chunks(read: Callable[[Probe, Tensor], Tensor], probe: Probe, states: NDArray[np.floating]) -> NDArray[np.float32]:
     chunks = [states[i : i + CHUNK] for i in range(0, len(states), CHUNK)]
     on = probe.mean.device
-    found = [read(probe, torch.from_numpy(np.asarray(chunk, np.float32)).to(on)).cpu().numpy() for chunk in chunks]
+    found = [read(probe, torch.from_numpy(np.array(chunk, np.float32)).to(on)).cpu().numpy() for chunk in chunks]
     return np.concatenate(found) if found else np.empty(0, np.float32)
 
 
