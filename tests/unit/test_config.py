@@ -40,7 +40,10 @@ def sections(section: type[BaseModel] = RunConfig) -> list[type[BaseModel]]:
 def test_the_paper_to_the_letter_is_a_preset() -> None:
     config = load_config(None, values={"preset": "ka2l-paper", "model.path": "m", "pool.questions": "p.jsonl"})
     assert (config.sampling.k, config.sampling.temperature, config.sampling.greedy_temperature) == (10, 1.0, 0.1)
-    assert (config.probe.kind, config.probe.hidden_width) == ("mlp", 14336)
+    probe = config.probe
+    assert (probe.kind, probe.hidden_width, probe.learning_rate, probe.epochs) == ("mlp", 14336, 1e-5, 20)
+    assert (probe.standardize, probe.early_stopping, probe.class_weights, probe.calibration) == (False, False, "none", "none")
+    assert (probe.target, probe.position, probe.batch_size) == ("label", "last_prompt_token", 32)
     assert (config.entropy.nli_model, config.entropy.policy, config.entropy.rule) == (
         "microsoft/deberta-large-mnli",
         "founder_last",
@@ -57,6 +60,7 @@ def test_the_paper_to_the_letter_is_a_preset() -> None:
 
 def test_defaults_leave_the_paper_where_it_was_measured_to_fail() -> None:
     config = validate(LEAST)
+    assert (config.probe.standardize, config.probe.early_stopping, config.probe.calibration) == (True, True, "auto")
     assert (config.entropy.rule, config.entropy.abstentions, config.finetune.replay_known) == ("auto", "unknown", 1)
 
 

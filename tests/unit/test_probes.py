@@ -94,13 +94,13 @@ def test_split_indices_share_out_every_row() -> None:
     assert all(split_of(questions[i]) == part for part, rows in parts.items() for i in rows)
 
 
-@given(st.text("abcdefgh XYZ.,?'-", min_size=1), st.text(".,?! ", max_size=3))
+@given(st.lists(st.text("abcdefghXYZ", min_size=1), min_size=1).map(" ".join), st.text(".,?! ", max_size=3))
 def test_split_never_parts_questions_that_are_equal_but_for_case_and_punctuation(question: str, tail: str) -> None:
     assert (
         split_of(question)
         == split_of(question.upper())
         == split_of(f"  {question}{tail}")
-        == split_of(question.replace(".", ","))
+        == split_of(question.replace(" ", ", "))
     )
 
 
