@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ka2l_ray.uncertainty.ranking import auroc
 
 BINS = 10
+LEAST_ROWS = 20  # of a point in a reliability diagram
 KEEPS_ORDER = 0.01
 """Share of Platt's curve in an isotonic one: what isotonic regression ties stays in its order."""
 
@@ -109,8 +110,9 @@ def _excess(seen: float, noise: float) -> float:
     return folded - d
 
 
-def reliability(truth: Truth, p: Floats, bins: int = BINS) -> list[Bin]:
-    """Points of the reliability diagram: bins of equally many rows, by p."""
+def reliability(truth: Truth, p: Floats) -> list[Bin]:
+    """Points of the reliability diagram: at most ten bins of equally many rows, by p, of at least twenty where there are."""
+    bins = min(BINS, max(1, len(p) // LEAST_ROWS))
     true, p = np.asarray(truth) == 1, np.asarray(p, np.float64)
     found = []
     for at in np.array_split(np.argsort(p, kind="stable"), bins):
