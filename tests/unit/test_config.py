@@ -49,7 +49,7 @@ def test_the_paper_to_the_letter_is_a_preset() -> None:
         "founder_last",
         "ka2l",
     )
-    assert config.entropy.abstentions == "known"
+    assert (config.entropy.abstentions, config.normalize) == ("known", "squad")
     assert (config.entropy.judge, config.entropy.equivalence) == ("nli", "strict")
     assert (config.finetune.epochs, config.finetune.replay_known, config.finetune.start) == (3, 0, "base")
     assert config.selection.strategy == "ka2l"
