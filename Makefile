@@ -49,6 +49,8 @@ bench: install  ## the figures of benchmarks/RESULTS.md; about an hour
 	$(BIN)/python benchmarks/scale.py entropy
 	$(BIN)/python benchmarks/semantic_entropy.py
 	$(BIN)/python benchmarks/real_answers.py
+	test -d outputs/learned_judge/judge || $(BIN)/python benchmarks/learned_judge.py train
+	$(BIN)/python benchmarks/learned_judge.py measure
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -44,7 +44,7 @@ SHARED = ROOT.parent / "shared/data"
 ENCODER = ROOT / "models/all-minilm-l6-v2"
 MEASURED = ("gen_triviaqa_10x", "gen_sciq_10x", "gen_evouna_tq", "gen_evouna_nq", "pairs_bamboogle_llm_equivalence")
 SENTENCES = {"pairs_snli": 400, "pairs_sick": 400, "pairs_paws_qqp": 200}
-POOLS = {"triviaqa": 1300, "squad_open": 250, "sciq": 400, "popqa": 150, "nq_open": 150, "openbookqa": 50}
+POOLS = {"triviaqa": 1000, "squad_open": 200, "sciq": 300, "popqa": 150, "nq_open": 100, "openbookqa": 50}
 """Questions of each, those with several answers first: they hold the same in other words, where a pool of single answers teaches
 that what is not contained is not the same. (Of TriviaQA and SciQ those that are measured drop out.)"""
 GRADED = 700
