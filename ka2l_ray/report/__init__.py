@@ -16,7 +16,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from ka2l_ray.evaluation import METRICS
-from ka2l_ray.report import answers, data, figures
+from ka2l_ray.report import answers, data, figures, labels
 from ka2l_ray.store.storage import Storage
 
 MIME = {"svg": "image/svg+xml", "png": "image/png"}
@@ -51,6 +51,7 @@ class Section:
 PARTS = {
     "prompt": Part(data.prompt),
     "entropy": Part(data.entropy_rounds, figures.entropy_histograms),
+    "labels": Part(labels.label_rounds),
     "layers": Part(data.probe_rounds, figures.auroc_by_layer),
     "calibration": Part(data.calibrated_rounds, figures.reliability_diagrams),
     "states": Part(data.pca_rounds, figures.state_maps, "png"),
@@ -87,7 +88,7 @@ def write_report(out: str, runs: list[str]) -> str:
     page = _environment().get_template("report.html.j2")
     html = page.render(
         runs=opened,
-        headers={run.name: data.header(run) for run in opened},
+        headers={run.name: {**data.header(run), "Threshold rule": labels.rule_in_force(run)} for run in opened},
         curves=curves,
         kinds=sorted({kind for run in opened for kind in data.test_sets(run).values()}),
         points=points,

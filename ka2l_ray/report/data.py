@@ -350,7 +350,7 @@ def entropy_rounds(run: Run) -> list[EntropyRound]:
         found.append(
             EntropyRound(
                 round=round_,
-                rule=run.setting("entropy.rule"),
+                rule=facts["rule"],
                 entropies=entropies,
                 threshold=facts["threshold"],
                 thresholds=facts["thresholds"],

@@ -66,6 +66,11 @@ GOLD = {i: [f"Alias {i}", f"The Answer, {i}!"] for i in range(27)}
 TEST_PART = {0: 0.4, 5: 0.1, 8: 0.3, 16: 0.05, 27: 0.9, 28: 0.2}
 EXACT_MATCH = [(0.2, 1.0, 0.0), (0.5, 0.95, 0.3), (0.6, 0.9, 0.525)]
 THRESHOLDS = {"ka2l": 0.5, "two_means": 1.498, "quantile": 0.693, "fixed": 0.6}
+LABELS = {"drawn": 300, "empty_answers": 7, "abstentions": 21, "abstaining": 4, "silent": 1, "dropped": 0, "cut_answers": 9}
+LABELS["reliability"] = {
+    **{"questions": 30, "half": 5.0, "threshold": 0.6, "agreement": 0.9, "kappa": 0.75, "label_reliability": 0.857},
+    **{"entropy_reliability": 0.88, "accuracy_ceiling": 0.968, "auroc_ceiling": 1.0},
+}
 SHARES = {"ka2l": 0.667, "two_means": 0.333, "quantile": 0.5, "fixed": 0.6666}
 
 
@@ -134,7 +139,16 @@ def commit_probing_set(store: RunStore, at: str) -> None:
         {**row, **judged, "semantic_entropy": entropy, "bound": "exact", "cluster_ids": clusters, "label": int(entropy >= 0.6)}
         for row, entropy, clusters in zip(asked, ENTROPIES, CLUSTERS, strict=True)
     ]
-    facts = {"rows": 30, "threshold": 0.6, "unknown": 20, "thresholds": THRESHOLDS, "share_unknown": SHARES}
+    facts = {
+        "rows": 30,
+        "rule": "fixed",
+        "agreeing": {"10": 9},
+        **LABELS,
+        "threshold": 0.6,
+        "unknown": 20,
+        "thresholds": THRESHOLDS,
+        "share_unknown": SHARES,
+    }
     counters = {"judge_calls": 1234, "triples": 200, "non_transitive_triples": 5, "paragraphs": 16}
     part = pa.Table.from_pylist(entropies, schema=schema.ENTROPY)
     commit(store, f"{at}/entropy", {**facts, **counters}, {"part.parquet": part})
@@ -314,6 +328,14 @@ def test_every_threshold_rule_is_shown_with_its_share(page: Page) -> None:
     cells = page.cells("Semantic entropy", "0")
     assert cells[1:6] == ["30", "66.7% at 0.500", "33.3% at 1.498", "50.0% at 0.693", "66.7% at 0.600, in force"]
     assert cells[6:] == ["1,234", "2.5% of 200"]
+
+
+def test_what_the_labels_rest_on_is_shown(page: Page) -> None:
+    title = "What the labels rest on"
+    counts, halves = (row for row in page.rows[title] if row[0] == "0")
+    assert counts[1:] == ["fixed 0.600 nats", "9 of 10", "7", "21 of 300", "4 of 30, 1 silent", "3.0%"]
+    assert halves[1:] == ["5.0 answers, 30 questions", "90.0%", "0.750", "0.857", "0.880", "96.8%", "1.000"]
+    assert "Round 0: 3.0% of the answers were cut at sampling.max_tokens" in page.said(title)
 
 
 def test_the_chosen_layer_and_the_one_test_figure(page: Page) -> None:
