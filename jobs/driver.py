@@ -27,10 +27,11 @@ from ka2l_ray.evaluation import headline, measure
 from ka2l_ray.finetuning.targets import fused_experts
 from ka2l_ray.jobs.stages.annotate import annotate, known_rows, replay
 from ka2l_ray.jobs.stages.bert_score import bert_score_identity
-from ka2l_ray.jobs.stages.entropy import Decided, entropy
+from ka2l_ray.jobs.stages.entropy import entropy
 from ka2l_ray.jobs.stages.evaluate import evaluate
 from ka2l_ray.jobs.stages.finetune import finetune
 from ka2l_ray.jobs.stages.hidden_states import hidden_states
+from ka2l_ray.jobs.stages.labels import Decided
 from ka2l_ray.jobs.stages.probe import probe
 from ka2l_ray.jobs.stages.questions import answer_key, check_test_sets, draw, input_key, questions
 from ka2l_ray.jobs.stages.sample import sample

@@ -4,99 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from ka2l_ray import schema
 from ka2l_ray.actors.judge import ClusterBatch
 from ka2l_ray.config import EntropyConfig
 from ka2l_ray.errors import UserError
+from ka2l_ray.jobs.stages.labels import Decided, EntropyFacts, write_labels
 from ka2l_ray.jobs.stages.p_wrong import add_p_wrong
 from ka2l_ray.jobs.stages.progress import Update, progress
 from ka2l_ray.jobs.stages.streaming import map_rows
 from ka2l_ray.reading import READING, Reading
 from ka2l_ray.semantics.abstention import expanded
 from ka2l_ray.semantics.cache import shared
-from ka2l_ray.semantics.entropy import agreeing_answers, auto_threshold, labels, threshold
+from ka2l_ray.semantics.entropy import threshold
 from ka2l_ray.semantics.judges import judge_gpus, verdict_identity
 from ka2l_ray.semantics.paragraphs import MOST_WORDS, SENTENCES
-from ka2l_ray.semantics.reliability import half_entropies, reliability
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-RULES = ("ka2l", "two_means", "quantile")
 MUCH_CUT = 0.02  # of all answers
 ROWS_PER_BLOCK = 512  # questions that advance together
-SUMMED = (
-    "judge_calls",
-    "cached_verdicts",
-    "reference_calls",
-    "drawn",
-    "empty_answers",
-    "abstentions",
-    "cut_answers",
-    "truncated",
-    "unparsable",
-    "triples",
-    "non_transitive_triples",
-)
-
-
-@dataclass
-class EntropyFacts:
-    """What the stage records. ``thresholds`` and ``share_unknown`` hold every rule, for the report."""
-
-    rows: int
-    rule: str
-    """In force: where the configuration says ``auto``, the one that it took."""
-    threshold: float
-    agreeing: dict[str, int]
-    """By the number of answers: how many of them must mean the same, at least, for a known question."""
-    unknown: int
-    abstaining: int
-    """Questions that go without an answer, whatever their label."""
-    silent: int
-    """Of these, the ones whose commonest answer is empty."""
-    dropped: int
-    """Of these, the ones without a label."""
-    reliability: dict[str, Any] | None
-    """``semantics.reliability.Reliability``; None where the answers are not all settled, or fewer than four."""
-    thresholds: dict[str, float]
-    share_unknown: dict[str, float]
-    judge_calls: int
-    cached_verdicts: int
-    reference_calls: int | None
-    """None where not all answers were settled."""
-    drawn: int
-    """Answers."""
-    empty_answers: int
-    abstentions: int
-    cut_answers: int
-    paragraphs: int
-    """Questions of whose answers more than half are paragraphs."""
-    single_answers: int
-    truncated: int
-    unparsable: int
-    triples: int
-    non_transitive_triples: int
-
-
-class Decided(NamedTuple):
-    """A rule and its threshold as found on another set."""
-
-    rule: str
-    threshold: float
-
-    @classmethod
-    def by(cls, entropy: Artefact) -> Decided:
-        return cls(entropy.facts["rule"], entropy.facts["threshold"])
 
 
 def entropy(
@@ -141,7 +74,7 @@ def entropy(
                 decided_at=decided_at,
                 on_file=_counting(clusters, samples.facts["rows"] - failed, update),
             )
-        facts = _label(clusters, work, config, decided, bounds=decided_at is not None)
+        facts = write_labels(clusters, work, config, decided, bounds=decided_at is not None)
         _warn(name, facts)
         return asdict(facts) | ({"p_wrong": add_p_wrong(work, answered)} if answered is not None else {})
 
@@ -249,106 +182,6 @@ def _answers_asked(samples: Artefact, config: EntropyConfig, decided: Decided | 
             "give that threshold (entropy.rule=ka2l or fixed) and no entropy.abstentions=drop, or sample without it"
         )
     return int(samples.facts["asked"])
-
-
-def _label(clusters: Storage, work: Storage, config: EntropyConfig, decided: Decided | None, *, bounds: bool) -> EntropyFacts:
-    """Thresholds over all semantic entropies, then the label column file by file: a few numbers a question are held at once.
-
-    Of bounds, no other rule's threshold can be found, and no halves.
-    """
-    found = clusters.read_table("", columns=["semantic_entropy", "abstains"])
-    entropies, abstaining = found["semantic_entropy"].to_numpy(), found["abstains"].to_numpy()
-    beside = abstaining & (config.abstentions != "known")  # questions that no threshold labels
-    rule, at = decided or _decide(entropies[~beside], config, unknown=int(beside.sum()) * (config.abstentions == "unknown"))
-    sums: dict[str, Any] = dict.fromkeys(SUMMED, 0)
-    single = silent = unknown = paragraphs = 0
-    halves = _Halves()
-    settled: set[int] = set()
-    for i, file in enumerate(clusters.parquet_files()):
-        table = clusters.read_table(file)
-        label = _labels(table, at, config.abstentions)
-        work.write_table(f"part-{i:05d}.parquet", table.append_column(schema.ENTROPY.field("label"), label).cast(schema.ENTROPY))
-        unknown += pc.sum(label).as_py() or 0
-        for name in SUMMED:
-            sums[name] += pc.sum(table[name]).as_py() or 0
-        lengths = pc.list_value_length(table["cluster_ids"])
-        settled.update(lengths.to_pylist())
-        single += pc.sum(pc.and_(pc.equal(lengths, 1), pc.equal(table["bound"], "exact"))).as_py() or 0
-        silent += pc.sum(pc.and_(table["abstains"], pc.equal(table["majority_answer"], ""))).as_py() or 0
-        paragraphs += pc.sum(table["paragraph"]).as_py() or 0
-        if not bounds:
-            halves.add(table.filter(pc.is_valid(label)))
-    thresholds: dict[str, float] = {rule: at}
-    if not bounds:
-        of = entropies[~beside]
-        thresholds = {each: threshold(of, each, quantile=config.quantile) for each in RULES} if len(of) else {}
-        thresholds = {**thresholds, "fixed": config.threshold, rule: at}
-    if bounds:
-        sums["reference_calls"] = None
-    dropped = int(beside.sum()) if config.abstentions == "drop" else 0
-    labelled = len(entropies) - dropped
-    return EntropyFacts(
-        rows=len(entropies),
-        rule=rule,
-        threshold=at,
-        agreeing={str(k): agreeing_answers(k, at) for k in sorted(settled)} if not bounds else {},
-        unknown=unknown,
-        abstaining=int(abstaining.sum()),
-        silent=silent,
-        dropped=dropped,
-        reliability=halves.reliability(rule, config, unknown / max(1, labelled)),
-        thresholds=thresholds,
-        share_unknown={
-            each: float(((entropies >= value) & ~beside).sum() + int(beside.sum()) - dropped) / max(1, labelled)
-            for each, value in thresholds.items()
-        },
-        single_answers=single,
-        paragraphs=paragraphs,
-        **sums,
-    )
-
-
-def _decide(entropies: NDArray[np.float64], config: EntropyConfig, *, unknown: int) -> Decided:
-    """The rule in force and its threshold, by the questions that it labels; where there are none, Eq. 3's."""
-    if config.rule == "auto" or not len(entropies):
-        return Decided(*auto_threshold(entropies, unknown))
-    return Decided(config.rule, threshold(entropies, config.rule, quantile=config.quantile, fixed=config.threshold))
-
-
-def _labels(table: pa.Table, at: float, abstentions: str) -> pa.Array:
-    """1 unknown, 0 known, null: dropped."""
-    label = labels(table["semantic_entropy"].to_numpy(), at)
-    abstaining = table["abstains"].to_numpy()
-    if abstentions == "unknown":
-        label = np.where(abstaining, np.int8(1), label)
-    return pa.array(label, mask=abstaining if abstentions == "drop" else None)
-
-
-class _Halves:
-    """Semantic entropies of two random halves of each question's answers."""
-
-    def __init__(self) -> None:
-        self.entropies: list[NDArray[np.float64]] = []
-        self.without: list[NDArray[np.bool_]] = []
-        self.answers = 0
-
-    def add(self, table: pa.Table) -> None:
-        for row in table.select(["question_id", "cluster_ids", "declines"]).to_pylist():
-            found = half_entropies(row["question_id"], row["cluster_ids"], row["declines"])
-            if found is not None:
-                self.entropies.append(found[0])
-                self.without.append(found[1])
-                self.answers += len(row["cluster_ids"]) // 2
-
-    def reliability(self, rule: str, config: EntropyConfig, share_unknown: float) -> dict[str, Any] | None:
-        if not self.entropies:
-            return None
-        entropies, beside = np.array(self.entropies), np.array(self.without) & (config.abstentions != "known")
-        if beside.all():
-            return None
-        at = threshold(entropies[~beside], rule, quantile=config.quantile, fixed=config.threshold)
-        half = self.answers / len(entropies)
-        return asdict(reliability(entropies, beside, at, share_unknown=share_unknown, half=half))
 
 
 def _warn(name: str, facts: EntropyFacts) -> None:

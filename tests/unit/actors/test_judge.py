@@ -47,9 +47,7 @@ def test_ten_times_i_dont_know_is_one_meaning_and_no_answer() -> None:
         **{"idk": True, "silence": True, "many words": True},
         **{"the who": False, "one": False},
     }
-    assert {name: row["replayable"] for name, row in found.items()} == {
-        name: not row["abstains"] for name, row in found.items()
-    }
+    assert {name: row["replayable"] for name, row in found.items()} == {name: not row["abstains"] for name, row in found.items()}
     assert [found[name]["abstentions"] for name in found] == [10, 0, 5, 0, 1]
     assert [found[name]["empty_answers"] for name in found] == [0, 10, 1, 0, 0]
     assert (found["idk"]["semantic_entropy"], found["idk"]["cluster_ids"]) == (0, [0] * 10)
