@@ -240,7 +240,7 @@ class LanguageModelActor:
             encoded = [[*prompt, *answer[:-1]] for prompt, answer in zip(encoded, answers, strict=True)]
         stored = stored_dtype(engine.dtype)
         gathered: dict[int, list[Any]] = {layer: [None] * len(encoded) for layer in layers}
-        how = {"position": position, "batch_tokens": self.role.engine.batch_tokens}
+        how: dict[str, Any] = {"position": position, "batch_tokens": self.role.engine.batch_tokens}
         for rows, states in engine.last_token_states(encoded, layers, **how):
             for layer in layers:
                 for row, state in zip(rows, states[layer].to("cpu", stored).numpy(), strict=True):

@@ -188,7 +188,12 @@ class KnowledgeProbe:
         probe, card = probe_from_bytes(file.read_bytes(), str(file))
         if model is not None and not isinstance(model, PromptedModel) and card.source is not None:
             settings = {"prompt": card.source.prompt, **settings}
-        of_card = {"kind": card.kind, "hidden_width": card.hidden_width, "target": card.target, "layers": [card.layer]}
+        of_card: dict[str, Any] = {
+            "kind": card.kind,
+            "hidden_width": card.hidden_width,
+            "target": card.target,
+            "layers": [card.layer],
+        }
         found = cls(model, tokenizer, **of_card, **settings)
         found._probe, found._card = probe, card
         found._check_model(str(file))

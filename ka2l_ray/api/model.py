@@ -119,11 +119,11 @@ class PromptedModel:
         with self.lent() as model:
             shape = (len(prompts_ids), *tokens, model.hidden_size)
             gathered = {layer: np.full(shape, np.nan, np.float32) for layer in layers}
-            how = {"position": position, "batch_tokens": BATCH_TOKENS}
+            how: dict[str, Any] = {"position": position, "batch_tokens": BATCH_TOKENS}
             for rows, states in model.last_token_states(prompts_ids, layers, **how):
                 for layer in layers:
                     found = states[layer].float().cpu().numpy()
-                    place = (rows, slice(found.shape[1])) if tokens else rows
+                    place: Any = (rows, slice(found.shape[1])) if tokens else rows
                     gathered[layer][place] = found
         return gathered
 

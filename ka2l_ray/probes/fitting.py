@@ -89,7 +89,7 @@ def fit_probe(
     if standardize:
         probe.standardise(states)
     probe = probe.to(device)
-    schedule = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size, "on_epoch": on_epoch}
+    schedule: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size, "on_epoch": on_epoch}
     watched = (*validation, patience) if early_stopping else None
     train_loss = _train(probe, states, targets, weights, generator, watched, **schedule)
     probe = probe.cpu().eval()
@@ -120,8 +120,8 @@ def _train(
     x = torch.from_numpy(np.asarray(states, np.float32)).to(device)
     y_N = torch.from_numpy(np.asarray(targets, np.float32)).to(device)
     optimizer = torch.optim.Adam(probe.parameters(), lr=learning_rate, fused=True)
-    best, best_loss, best_train, waited = None, float("inf"), float("nan"), 0
-    train_loss = float("nan")
+    best: dict[str, Tensor] | None = None
+    best_loss, best_train, train_loss, waited = float("inf"), float("nan"), float("nan"), 0
     for epoch in range(epochs):
         total = 0.0
         for rows in torch.randperm(len(x), generator=generator).to(device).split(batch_size):
