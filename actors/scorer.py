@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -96,17 +98,12 @@ class ScoreBatch:
         if too_long > self.language_model.max_length:
             raise ValueError(f"a prompt of {too_long} tokens; the model takes {self.language_model.max_length}")
         last = self.language_model.n_layers
-        wanted: dict[Position, set[int]] = {} if self.layer is None else {self.position: {self.layer}}
-        if self.next_token_entropy:
-            wanted.setdefault(LAST, set()).add(last)
         probabilities, entropies, of_options = (np.full(len(encoded), np.nan, np.float32) for _ in range(3))
-        for position, layers in wanted.items():
-            how = {"position": position, "batch_tokens": self.batch_tokens}
-            for rows, states in self.language_model.last_token_states(encoded, sorted(layers), **how):
-                if self.probe is not None and self.layer is not None and position == self.position:
-                    probabilities[rows] = p_unknown(self.probe, states[self.layer]).float().cpu().numpy()
-                if self.next_token_entropy and position == LAST:
-                    entropies[rows] = self.language_model.next_token_entropy(states[last]).cpu().numpy()
+        for position, rows, states in self._states(encoded, last):
+            if self.probe is not None and self.layer is not None and position == self.position:
+                probabilities[rows] = p_unknown(self.probe, states[self.layer]).float().cpu().numpy()
+            if self.next_token_entropy and position == LAST:
+                entropies[rows] = self.language_model.next_token_entropy(states[last]).cpu().numpy()
         if self.option_entropy is not None:
             of_options[:] = self.option_entropy(asked, encoded, batch["options"].to_pylist(), batch_tokens=self.batch_tokens)
         return pa.table(
@@ -121,3 +118,13 @@ class ScoreBatch:
             },
             schema=schema.SCORES,
         )
+
+    def _states(self, encoded: list[list[int]], last: int) -> Iterator[tuple[Position, list[int], dict[int, torch.Tensor]]]:
+        """States that the probe reads, and those of the last layer for the entropy: one pass where both are of one position."""
+        wanted: dict[Position, set[int]] = {} if self.layer is None else {self.position: {self.layer}}
+        if self.next_token_entropy:
+            wanted.setdefault(LAST, set()).add(last)
+        for position, layers in wanted.items():
+            how: dict[str, Any] = {"position": position, "batch_tokens": self.batch_tokens}
+            for rows, states in self.language_model.last_token_states(encoded, sorted(layers), **how):
+                yield position, rows, states
