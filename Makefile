@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo models test check servers lint bench clean
+.PHONY: install demo models test check servers lint bench study clean
 
 install: $(VENV)/.installed
 
@@ -39,7 +39,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install  ## the figures of benchmarks/RESULTS.md; about an hour
+bench: install  ## the figures of benchmarks/RESULTS.md and docs/; about three hours
 	$(BIN)/python benchmarks/demo_seeds.py
 	$(BIN)/python benchmarks/replay.py
 	$(BIN)/python benchmarks/engine.py
@@ -51,6 +51,11 @@ bench: install  ## the figures of benchmarks/RESULTS.md; about an hour
 	$(BIN)/python benchmarks/real_answers.py
 	test -d outputs/learned_judge/judge || $(BIN)/python benchmarks/learned_judge.py train
 	$(BIN)/python benchmarks/learned_judge.py measure
+
+study: models  ## docs/real_model.md and the sample report: the judge is trained, a real model asked; about an hour, resumable
+	test -d outputs/learned_judge/judge || $(BIN)/python benchmarks/learned_judge.py train
+	$(BIN)/python benchmarks/real_model.py
+	$(BIN)/python benchmarks/sample_report.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -109,6 +109,7 @@ def matrix(
 
     NaN where a class has too few rows.
     """
+    how["calibration"] = "none"  # of ranks alone
     found: dict[str, dict[str, float]] = {}
     for source in states:
         found[source] = dict.fromkeys(states, NAN)

@@ -18,7 +18,9 @@ POSITIONS = {
 }
 
 
-def write_page(docs: Path, figures: Mapping[str, Any], two: Sequence[str], seconds: Mapping[str, float], sampling: Any) -> None:
+def write_page(
+    docs: Path, figures: Mapping[str, Any], two: Sequence[str], seconds: Mapping[str, tuple[float, float]], sampling: Any
+) -> None:
     """Write ``real_model.md`` and ``figures/real_model_*.svg`` into ``docs``."""
     folder = docs / "figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +43,7 @@ def write_page(docs: Path, figures: Mapping[str, Any], two: Sequence[str], secon
         positions=POSITIONS,
         sampling=sampling,
         steps=_by_step(seconds),
-        minutes=sum(seconds.values()) / 60,
+        minutes=[sum(spent) / 60 for spent in zip(*seconds.values(), strict=True)],
         top={j: {t: {k: _top(v) for k, v in kinds.items()} for t, kinds in of.items()} for j, of in figures["layers"].items()},
         out=out_of_domain(figures["matrix"]),
     )
@@ -72,12 +74,12 @@ def _top(layers: Mapping[str, Any]) -> dict[str, Any]:
     return {"layer": layer, **layers[layer]}
 
 
-def _by_step(seconds: Mapping[str, float]) -> dict[str, float]:
+def _by_step(seconds: Mapping[str, tuple[float, float]]) -> dict[str, list[float]]:
     """Summed by the first word of a step's name."""
-    steps: dict[str, float] = {}
+    steps: dict[str, list[float]] = {}
     for name, spent in seconds.items():
         kind = "figures: " + name.partition("/")[2] if name.startswith("figures/") else name.partition("/")[0]
-        steps[kind] = steps.get(kind, 0.0) + spent
+        steps[kind] = [a + b for a, b in zip(steps.get(kind, [0.0, 0.0]), spent, strict=True)]
     return steps
 
 
