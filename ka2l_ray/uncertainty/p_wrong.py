@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ka2l_ray.errors import UserError
-from ka2l_ray.uncertainty.calibration import calibration_error
+from ka2l_ray.uncertainty.calibration import calibration_error, isotonic_regression, platt_scaling
 from ka2l_ray.uncertainty.scores import FOLDS, fold_of, regress
 
 Method = Literal["platt", "isotonic"]
@@ -39,6 +39,7 @@ class Calibrated:
     wrong: float
     """Share of wrong answers among the labelled."""
     calibration_error: float
+    """Debiased."""
     brier: float
 
 
@@ -53,8 +54,10 @@ def calibrate(score: NDArray[np.float64], wrong: Wrong, questions: Sequence[str]
 
     def predict(fitting: Rows, judged: Rows) -> NDArray[np.float64]:
         if method == "isotonic":
-            return isotonic(score[fitting], truth[fitting])(score[judged])
-        return regress(score[:, None], truth, fitting, judged)
+            knots, risen = isotonic_regression(score[fitting], truth[fitting])
+            return np.interp(score[judged], knots, risen)
+        slope, offset = platt_scaling(score[fitting], truth[fitting])
+        return 1 / (1 + np.exp(-(slope * score[judged] + offset)))
 
     p = cross_fitted(predict, labelled, truth, questions)
     error = calibration_error(truth[labelled], p[labelled])
@@ -99,25 +102,6 @@ def cross_fitted(
         if judged.any() and len(set(truth[fitting].tolist())) == 2:
             p[judged] = predict(fitting, judged)
     return p
-
-
-def isotonic(
-    score: NDArray[np.float64], truth: Rows | NDArray[np.float64]
-) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """The non-decreasing function of a score with the least squared error, by pooling adjacent violators.
-
-    Between the scores fitted on it is linear, beyond them constant.
-    """
-    at, place, counts = np.unique(score, return_inverse=True, return_counts=True)
-    blocks: list[tuple[float, float, int]] = []  # mean, weight, values of the score
-    for mean, weight in zip(np.bincount(place, truth) / counts, counts.astype(float), strict=True):
-        mean, values = float(mean), 1
-        while blocks and blocks[-1][0] >= mean:
-            before, heft, n = blocks.pop()
-            mean, weight, values = (before * heft + mean * weight) / (heft + weight), heft + weight, values + n
-        blocks.append((mean, weight, values))
-    fitted = np.repeat([mean for mean, _, _ in blocks], [n for _, _, n in blocks])
-    return lambda judged: np.interp(judged, at, fitted)
 
 
 def _known(wrong: Wrong) -> tuple[Rows, Rows]:
