@@ -36,32 +36,27 @@ def rows() -> list[dict[str, Any]]:
     return made
 
 
-def test_every_row_carries_p_wrong_beside_the_nats(rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    samples = write_lines(tmp_path / "samples.jsonl", rows)
-    out = tmp_path / "out"
-    done = ka2l("entropy", "--samples", samples, "--judge", "exact", "--out", str(out), "--p-wrong", "--correct", "right")
-    assert done.returncode == 0, done.stderr
-    assert "p_wrong (all): platt on 160 labelled of 240 questions" in done.stdout
-    table = pd.read_parquet(out).set_index("question_id").loc[[row["id"] for row in rows]]
-    wrong = [not row["right"] if "right" in row else None for row in rows]
-    expected = calibrate(table["semantic_entropy"].to_numpy(), wrong, [row["question"] for row in rows])
-    np.testing.assert_allclose(table["p_wrong"], expected.p_wrong)
-
-
-def test_all_scores_combined_are_a_row_and_a_strategys_column(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_rows_carry_p_wrong_and_all_scores_combined_are_a_strategys_column(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     samples = write_lines(tmp_path / "samples.jsonl", rows)
     given = [{"id": row["id"], "p_unknown": i / QUESTIONS, "p_true": 0.5} for i, row in enumerate(rows)]
     scores = write_lines(tmp_path / "scores.jsonl", given)
     command = ("entropy", "--samples", samples, "--judge", "exact", "--out", str(tmp_path / "out"), "--correct", "right")
-    done = ka2l(*command, "--combine", "--scores", scores)
+    done = ka2l(*command, "--p-wrong", "--combine", "--scores", scores)
     assert done.returncode == 0, done.stderr
+    assert "p_wrong (all): platt on 160 labelled of 240 questions" in done.stdout
     assert "combined" in done.stdout
+    entropy = pd.read_parquet(tmp_path / "out").set_index("question_id").loc[[row["id"] for row in rows]]
+    said = [not row["right"] if "right" in row else None for row in rows]
+    expected = calibrate(entropy["semantic_entropy"].to_numpy(), said, [row["question"] for row in rows])
+    np.testing.assert_allclose(entropy["p_wrong"], expected.p_wrong)
+
     facts = json.loads((tmp_path / "out-uncertainty" / "_artefact.json").read_text())["facts"]
     quality = {row["score"]: row for row in facts["quality"]}
     assert quality["combined"]["questions"] == quality["semantic entropy"]["questions"] == facts["labelled"] == 160
     assert quality["combined"]["auroc"] > quality["semantic entropy"]["auroc"] + 0.1
     assert quality["combined"]["aurc"] < quality["semantic entropy"]["aurc"]
     table = pd.read_parquet(tmp_path / "out-uncertainty")
+    np.testing.assert_allclose(table.set_index("question_id")["p_wrong"], entropy["p_wrong"].loc[table["question_id"]])
     wrong = [None if each is None or pd.isna(each) else bool(each) for each in table["wrong"]]
     names = {"semantic_entropy": "semantic entropy", "p_unknown": "p(unknown)", "p_true": "P(True)"}
     parts = {name: table[column].to_numpy() for column, name in (names | {"log_likelihood": "log-likelihood"}).items()}
