@@ -48,7 +48,7 @@ from ka2l_ray.api.model import PromptedModel
 from ka2l_ray.config import EvaluationConfig, JudgeSettings, ModelConfig, SamplingConfig
 from ka2l_ray.config_files import validate_section
 from ka2l_ray.models.model_files import model_identity
-from ka2l_ray.questions import normalize_question
+from ka2l_ray.normalization import normalize_question
 from ka2l_ray.reading import Reading
 from ka2l_ray.schema import SCHEMA_VERSION
 from ka2l_ray.semantics.clustering import cluster_answers
