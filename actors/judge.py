@@ -95,7 +95,8 @@ class ClusterBatch:
             "declines": [row[: len(c.cluster_ids)] for row, c in zip(declines, found, strict=True)],
             "abstains": silent,
             "replayable": [
-                not without and _whole_answer(*rows) for without, *rows in zip(silent, majority, said, declines, cut, strict=True)
+                not without and _whole_answer(most, texts, declining, ended)
+                for without, most, texts, declining, ended in zip(silent, majority, said, declines, cut, strict=True)
             ],
             "paragraph": [mostly_paragraphs(row) for row in answers],
             "truncated": [c.counts.truncated for c in found],

@@ -202,7 +202,7 @@ def entropy(
         if evaluate or p_wrong:
             answered = at.inputs.answered(samples, correct=correct, answers=answers, group=by)
             answered = answered if correct else _judged(at, answered)
-        if combine and not any(further.values()):
+        if combine and answered is not None and not any(further.values()):
             check_combinable(answered)
         states = at.inputs.table(hidden_states) if hidden_states else None
         chances = at.inputs.chances(scores) if scores else None

@@ -90,7 +90,11 @@ def uncertainty(
         combined: adds the score that ``uncertainty.p_wrong.combine`` makes of those it takes.
     """
     parts = {"entropy": entropy, "p_true": p_true, "hidden_states": hidden_states, "chances": chances}
-    inputs = {"stage": "uncertainty", "answered": answered.key, **{k: v.key if v else None for k, v in parts.items()}}
+    inputs: dict[str, Any] = {
+        "stage": "uncertainty",
+        "answered": answered.key,
+        **{k: v.key if v else None for k, v in parts.items()},
+    }
     inputs["combined"] = combined
 
     def build(work: Storage) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class LayerFit:
 
 def fit_probe(
     states: NDArray[np.floating],
-    targets: NDArray[np.int8] | NDArray[np.float32],
+    targets: NDArray[np.int8] | NDArray[np.floating],
     *,
     validation: tuple[NDArray[np.floating], NDArray[np.int8] | NDArray[np.float32]],
     layer: int = 0,
@@ -228,7 +228,7 @@ def fit_layers(
     labels: NDArray[np.int8],
     *,
     validation: NDArray[np.bool_],
-    targets: NDArray[np.float32] | None = None,
+    targets: NDArray[np.floating] | None = None,
     seed: int = 0,
     calibration: Calibration = DEFAULTS.calibration,
     **how: Any,
@@ -289,6 +289,7 @@ def calibrate(
     truth = labels[rows]
     if method == "none" or len(set(truth.tolist())) < 2:
         return
+    logits: NDArray[np.floating]
     if isinstance(probe, LinearProbe):
         logits = _cross_fitted_logits(states[rows], targets[rows], **how)
     else:

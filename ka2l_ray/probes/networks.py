@@ -61,7 +61,8 @@ class Probe(nn.Module):
         knots, heights = self.curve
         right = torch.searchsorted(knots, logit_B.contiguous()).clamp(1, len(knots) - 1)
         span = (logit_B - knots[right - 1]) / (knots[right] - knots[right - 1])
-        return heights[right - 1] + span.clamp(0, 1) * (heights[right] - heights[right - 1])
+        risen_B: Tensor = heights[right - 1] + span.clamp(0, 1) * (heights[right] - heights[right - 1])
+        return risen_B
 
     @staticmethod
     def pooled(state_BTD: Tensor, query_D: Tensor) -> Tensor:

@@ -375,7 +375,7 @@ def probe_rounds(run: Run) -> list[ProbeRound]:
             continue
         layers = run.table(artefact, "layers.parquet", ["layer", "validation_auroc"]).sort_by("layer")
         columns = (layers["layer"].to_pylist(), layers["validation_auroc"].to_pylist())
-        told = {name: facts[name] for name in ("calibration", "held_out", "warning") if name in facts}
+        told: dict[str, Any] = {name: facts[name] for name in ("calibration", "held_out", "warning") if name in facts}
         if "position" in facts:
             told["read"] = f"{facts['position'].replace('_', ' ')}, fitted to {facts['target'].replace('_', ' ')}"
         figures = (int(facts["layer"]), facts["test_auroc"], int(facts["test_rows"]))
