@@ -32,6 +32,7 @@ from ka2l_ray.jobs.stages.evaluate import evaluate
 from ka2l_ray.jobs.stages.finetune import finetune
 from ka2l_ray.jobs.stages.hidden_states import hidden_states
 from ka2l_ray.jobs.stages.labels import Decided
+from ka2l_ray.jobs.stages.near_duplicates import near_duplicates
 from ka2l_ray.jobs.stages.probe import probe
 from ka2l_ray.jobs.stages.questions import answer_key, check_test_sets, draw, input_key, questions
 from ka2l_ray.jobs.stages.sample import sample
@@ -48,7 +49,7 @@ from ka2l_ray.store.artefacts import Artefact, RunStore, difference, flatten
 
 logger = logging.getLogger(__name__)
 
-INPUTS = {"pool", "test", "answers"}  # artefacts that cost no model; those of named test sets lie below "test"
+INPUTS = {"pool", "test", "answers", "near_duplicates"}  # artefacts that cost no model; those of named test sets lie below "test"
 # Below this share of what is wanted, missing replay rows are not worth a pass of the model and the judge.
 REPLAY_SHORTFALL = 0.1
 
@@ -256,6 +257,8 @@ class _Loop:
             self.tests[name] = questions(self.store, at, path=held.path, form=form, shown=shown, answered=True)
         kinds = {name: (held.kind, self.tests[name]) for name, held in config.pool.test_sets.items()}
         check_test_sets(pool, kinds, form)
+        for name, test in self.tests.items():
+            near_duplicates(self.store, of_test_set("near_duplicates", name), pool=pool, test=test)
         return pool, answers
 
     @property

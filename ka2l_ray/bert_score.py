@@ -17,6 +17,7 @@ from transformers import AutoModel
 
 from ka2l_ray.errors import UserError
 from ka2l_ray.semantics.texts import EncoderKind, Texts, load_encoder, load_encoder_config
+from ka2l_ray.world import bundled_path
 
 BERT_SCORE_ENCODER = EncoderKind("encoder for BERTScore", AutoModel, unused=("pooler",))
 
@@ -44,7 +45,7 @@ class BertScore:
     def __init__(self, path: str, layer: int | None = None, *, batch_size: int = 64) -> None:
         self.layer = bert_score_layer(path, layer)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        texts = Texts(path, load_encoder_config(path, BERT_SCORE_ENCODER))
+        texts = Texts(bundled_path(path), load_encoder_config(path, BERT_SCORE_ENCODER))
         self.tokenizer = texts.tokenizer
         self.tokenizer.model_max_length = texts.max_length
         self.model = _Layer(load_encoder(path, BERT_SCORE_ENCODER), self.layer).eval().to(self.device)

@@ -43,6 +43,17 @@ QUESTIONS = _schema(
     ],
 )
 
+NEAR_DUPLICATES = _schema(
+    "near_duplicates",
+    [
+        _ID,
+        _QUESTION,
+        _field("pool_id", pa.string(), "the nearest question of the pool"),
+        _field("pool_question", pa.string(), "its text"),
+        _field("shared", pa.float64(), "words in both over words in either"),
+    ],
+)
+
 SAMPLES = _schema(
     "samples",
     [

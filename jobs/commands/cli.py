@@ -69,7 +69,7 @@ def run(
             resolved = with_this_machines_gpus(resolved)
             planned = plan(resolved)
             typer.echo(dump(resolved))
-            typer.echo(planned)
+            typer.echo(planned.text)
             return
         execute(resolved)
 

@@ -81,11 +81,12 @@ def _bundled() -> str:
 
 def _configuration(path: str, config: RunConfig) -> str:
     config = with_this_machines_gpus(config)
-    plan(config)
+    planned = plan(config)
     needed, there = Engines(config.engine).gpus, torch.cuda.device_count()
     if config.ray_address is None and "RAY_ADDRESS" not in os.environ and needed > there:
         raise UserError(f"engine asks for {needed:g} GPUs, this machine has {there}; lower engine.replicas or set ray_address")
-    return f"{path} is valid; model, judge and files are there; engine.gpus is {config.engine.gpus}"
+    near = "".join(f"; {line}" for line in planned.near_duplicates)
+    return f"{path} is valid; model, judge and files are there; engine.gpus is {config.engine.gpus}{near}"
 
 
 def _prompt(config: RunConfig) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from ka2l_ray.actors.placement import with_gpus
 from ka2l_ray.config import RunConfig
@@ -15,6 +15,7 @@ from ka2l_ray.jobs.session import supply
 from ka2l_ray.models.model_files import check_is_model
 from ka2l_ray.models.prompt_view import view_prompt
 from ka2l_ray.models.prompts import load_prompter
+from ka2l_ray.near_duplicates import NearDuplicates, said
 from ka2l_ray.questions import QuestionReader
 from ka2l_ray.schema import MOST_TOKENS
 
@@ -34,14 +35,21 @@ def with_this_machines_gpus(config: RunConfig) -> RunConfig:
     return with_gpus(config, supply(None))
 
 
-def plan(config: RunConfig) -> str:
-    """One line a stage of one round.
+class Plan(NamedTuple):
+    """``text`` has one line a stage of one round; ``near_duplicates`` one a test set, which the text holds too."""
+
+    text: str
+    near_duplicates: list[str]
+
+
+def plan(config: RunConfig) -> Plan:
+    """What the run would do, by one pass over its questions.
 
     Raises:
         UserError: what ``ka2l run`` would refuse.
     """
     check_inputs(config)
-    tests = _test_sets(config)
+    tests, near = _test_sets(config)
     first, pool, with_options = "", 0, 0
 
     def questions() -> Iterator[dict[str, Any]]:
@@ -50,6 +58,8 @@ def plan(config: RunConfig) -> str:
             first = first or question["question"]
             pool += 1
             with_options += question["options"] is not None
+            for twins in near.values():
+                twins.look(question["question_id"], question["question"])
             yield question
 
     if tests:
@@ -82,16 +92,22 @@ def plan(config: RunConfig) -> str:
     text += [f"plan: up to {config.stopping.max_rounds} rounds of", f"{'stage':<14}{'rows':>12}{'bytes, about':>16}"]
     text += [f"{stage:<14}{rows:>12,}{size:>16,}" for stage, rows, size in lines]
     text += [f"test set {name}: {len(held.questions):,} questions, {held.kind}" for name, held in tests.items() if name]
+    counts = [
+        f"{f'test set {name}: ' if name else ''}{said(len(twins.twins), len(tests[name].questions))}"
+        for name, twins in near.items()
+    ]
+    text += counts
     if with_options:
         shown = "shown in the prompt" if config.prompt.options == "show" else "not shown"
         text.append(f"{with_options:,} of {pool:,} questions of the pool have options, {shown} (prompt.options)")
     text += ["", str(view_prompt(load_prompter(config.model, config.prompt), first))]
-    return "\n".join(text)
+    return Plan("\n".join(text), counts)
 
 
-def _test_sets(config: RunConfig) -> dict[str, HeldOut]:
-    found = {}
+def _test_sets(config: RunConfig) -> tuple[dict[str, HeldOut], dict[str, NearDuplicates]]:
+    found, near = {}, {}
     for name, held in config.pool.test_sets.items():
-        rows = QuestionReader(held.path, form=config.normalize, shown=config.prompt.options, answered=True)
+        rows = list(QuestionReader(held.path, form=config.normalize, shown=config.prompt.options, answered=True))
         found[name] = HeldOut.of(held.path, held.kind, rows, config.normalize)
-    return found
+        near[name] = NearDuplicates((row["question_id"], row["question"]) for row in rows)
+    return found, near

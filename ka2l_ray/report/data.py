@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ka2l_ray.errors import UserError
 from ka2l_ray.evaluation import METRICS, Interval, measure
 from ka2l_ray.ledger import Ledger, Spending
+from ka2l_ray.near_duplicates import said
 from ka2l_ray.store.artefacts import Artefact, RunStore, flatten
 from ka2l_ray.store.storage import Storage
 
@@ -206,6 +207,7 @@ def header(run: Run) -> dict[str, str]:
         "Model": setting("model.path") + revision,
         "Pool": _questions(run, "pool"),
         "Test set": _test_sets(run),
+        "Near-duplicates": _near_duplicates(run),
         "Probing set": f"{setting('pool.probing_size')} questions a round",
         "Sampling": f"{setting('sampling.k')} answers a question at temperature {setting('sampling.temperature')}",
         "Rounds": str(len(run.rounds("adapter"))),
@@ -250,6 +252,13 @@ def _test_sets(run: Run) -> str:
     sets = test_sets(run)
     said = [f"{name}: {_questions(run, f'test/{name}')}, {kind}" for name, kind in sets.items() if name]
     return "; ".join(said) or _questions(run, "test")
+
+
+def _near_duplicates(run: Run) -> str:
+    """Of each test set in the pool."""
+    counted = {name: run.store.manifest.get(f"near_duplicates/{name}" if name else "near_duplicates") for name in test_sets(run)}
+    found = {name: said(artefact.facts["rows"], artefact.facts["of"]) for name, artefact in counted.items() if artefact}
+    return "; ".join(f"{name}: {words}" if name else words for name, words in found.items()) or "none counted"
 
 
 def _strategy(run: Run) -> str:

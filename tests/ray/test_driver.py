@@ -68,15 +68,21 @@ def test_a_question_that_stands_twice_is_kept_once_and_said(tmp_path: Path) -> N
 
 
 def test_doctor_and_dry_run_say_what_is_there_and_spend_nothing(small_run: dict[str, Any], tmp_path: Path) -> None:
+    pool, asked = (Path(small_run["pool"][name]).read_text().splitlines() for name in ("questions", "test"))
+    twin = {"id": "twin", "question": json.loads(asked[0])["question"].replace("?", ", please?")}
+    small_run["pool"]["questions"] = write_lines(tmp_path / "pool.jsonl", [*map(json.loads, pool), twin])
     config = write_config(small_run, tmp_path)
     examined = ka2l("doctor", config)
     assert examined.returncode == 0, examined.stdout
     assert "configuration" in examined.stdout
+    near = "1 of 60 test questions share at least 80% of their words with a question of the pool"
+    assert near in examined.stdout
     first = json.loads(Path(small_run["pool"]["questions"]).read_text().splitlines()[0])["question"]
     assert f"| <s>{first}\n" in examined.stdout
     planned = ka2l("run", config, "--dry-run", "-o", "probe.epochs=5")
     assert planned.returncode == 0, planned.stderr
     assert "epochs: 5" in planned.stdout
+    assert near in planned.stdout
     assert "hidden_states" in planned.stdout
     assert f"| <s>{first}\n" in planned.stdout
     assert "a training row ends its answer with '</s>', token ids [" in planned.stdout

@@ -84,6 +84,7 @@ def fake_run(root: Path, rounds: int = 2, test: bool = True, probe: bool = True,
     commit(store, "pool", {"rows": 30}, {"part.parquet": pa.Table.from_pylist(pool, schema=schema.QUESTIONS)})
     if test:
         commit(store, "test", {"rows": 12})
+        commit(store, "near_duplicates", {"rows": 1, "of": 12})
         commit_evaluation(store, "baseline/evaluation", 0, wrong=range(5, 12))
     for round_ in range(rounds):
         at = f"rounds/{round_:03d}"
@@ -467,6 +468,10 @@ def test_several_runs_stand_beside_each_other(run: str, tmp_path: Path) -> None:
     title = "What the models do not know: a/full, b/full"
     assert page.rows[title][0] == ["", "a/full", "b/full"]
     assert page.cells(title, "Test set")[1:] == ["12 questions", "none"]
+    assert page.cells(title, "Near-duplicates")[1:] == [
+        "1 of 12 test questions share at least 80% of their words with a question of the pool",
+        "none counted",
+    ]
     assert "Left out: b/full: the run has no test set" in page.said("Learning curve")
     assert page.cells("Learning curve", "a/full", "0")[2] == "10"
     assert page.html.count("<details") == 2

@@ -15,6 +15,7 @@ from peft import PeftModel
 from typer.testing import CliRunner
 
 from ka2l_ray import schema
+from ka2l_ray.bert_score import BertScore
 from ka2l_ray.config import ModelConfig
 from ka2l_ray.jobs.commands.cli import app
 from ka2l_ray.models.language_model import LanguageModel
@@ -25,6 +26,7 @@ from tests.ray.conftest import write_lines
 
 STUDENT = ("--model", "bundled:student")
 PRESET = ("-o", "preset=bundled-world")
+SCORED = ("-o", "evaluation.bert_score=bundled:judge")
 
 
 def command(*arguments: str) -> str:
@@ -54,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command("select", "--scores", out["scores"], "--strategy", "ka2l", "--budget", "30", "--out", out["chosen"])
     command("annotate", "--questions", out["chosen"], "--answers", pool, "--out", out["labels"])
     command("finetune", "--annotations", out["labels"], "--out", out["adapter"], *PRESET, "-o", "finetune.epochs=4")
-    command("evaluate", *STUDENT, "--adapter", out["adapter"], "--test", test, "--out", out["after"], *PRESET)
+    command("evaluate", *STUDENT, "--adapter", out["adapter"], "--test", test, "--out", out["after"], *PRESET, *SCORED)
     return at
 
 
@@ -140,6 +142,12 @@ def test_the_adapter_loads_with_peft_and_has_learned_its_labels(made: Path) -> N
     assert isinstance(PeftModel.from_pretrained(plain.model, str(made / "adapter")), PeftModel)
     facts = json.loads((made / "adapter" / "_artefact.json").read_text())["facts"]
     assert facts["last_loss"] < facts["first_loss"]
+
+
+def test_bert_scores_are_those_of_the_encoder_named(made: Path) -> None:
+    rows = pd.read_parquet(made / "after").to_dict("records")
+    wanted = BertScore("bundled:judge", 2).f1([row["prediction"] for row in rows], [row["answers"] for row in rows])
+    assert [row["bert_score"] for row in rows] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_the_same_command_again_keeps_what_is_there_and_another_is_refused(made: Path) -> None:
