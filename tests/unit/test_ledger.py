@@ -32,9 +32,13 @@ def test_totals_are_over_all_rounds_and_leave_out_what_was_taken_over(tmp_path: 
     assert {name: totals[name] for name in ("tokens", "judge_calls", "labels")} == {"tokens": 75, "judge_calls": 40, "labels": 7}
     assert [s.reused for s in ledger.spendings()] == [True, False, False, False, False]
     assert set(ledger.seconds_by_stage()) == {"entropy", "annotations", "samples"}
-    for name in ("test/own", "baseline/evaluation/own", "rounds/001/evaluation/samples"):  # of named test sets
-        spend(store, name, {})
-    assert set(ledger.seconds_by_stage()) == {"entropy", "annotations", "samples", "test", "evaluation"}
     ledger.round_done(1, labels=7)
     line = json.loads((tmp_path / "b/metrics.jsonl").read_text().splitlines()[-1])
     assert (line["name"], line["value"], line["round"], line["labels"]) == ("ledger", totals, 1, 7)
+
+
+def test_an_evaluation_on_a_named_test_set_is_an_evaluation(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path))
+    for name in ("test/own", "baseline/evaluation/own", "rounds/001/evaluation/samples"):
+        spend(store, name, {})
+    assert set(Ledger(store).seconds_by_stage()) == {"test", "evaluation"}
