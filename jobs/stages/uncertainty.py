@@ -215,5 +215,7 @@ def _states(hidden_states: Artefact) -> tuple[dict[int, NDArray[np.floating]], d
     for name in table.column_names:
         if name.startswith("layer_"):
             column = table[name].combine_chunks()
+            if not pa.types.is_fixed_size_list(column.type):
+                raise UserError(f"{hidden_states.url}: states of every token (position attention); give those of one position")
             layers[int(name.removeprefix("layer_"))] = column.flatten().to_numpy().reshape(len(table), -1)
     return layers, {question_id: i for i, question_id in enumerate(table["question_id"].to_pylist())}

@@ -420,6 +420,8 @@ def _pca_round(run: Run, round_: int, layer: int, states: Artefact, entropy: Art
     entropy_of = dict(zip(uncertain["question_id"].to_pylist(), uncertain["semantic_entropy"].to_pylist(), strict=True))
     table = run.table(states, columns=["question_id", f"layer_{layer}"])
     column = table[f"layer_{layer}"].combine_chunks()
+    if not pa.types.is_fixed_size_list(column.type):
+        raise NotThereError("the probe reads a state of every token (probe.position attention): a question has no one state")
     hidden: NDArray[np.floating] = column.flatten().to_numpy().reshape(-1, column.type.list_size)
     ids = table["question_id"].to_pylist()
     kept = np.array([i for i, question_id in enumerate(ids) if question_id in entropy_of], int)
