@@ -85,7 +85,7 @@ def evaluate(
         table = _score(asked, judged, semantic, before, reading)
         work.write_table("evaluation.parquet", table)
         notes = {"meteor": f"matches words by {meteor_stages()}", "bert_score": bert_score_note(config)}
-        return {**counts, **cost, "metric_notes": notes, **summarise(table, config)}
+        return {**counts, **cost, "metric_notes": notes, **summarise(table, config, reading)}
 
     return store.compute(name, inputs, build)
 
@@ -113,7 +113,7 @@ def _by_id(table: pa.Table, column: str) -> dict[str, Any]:
     return dict(zip(table["question_id"].to_pylist(), table[column].to_pylist(), strict=True))
 
 
-def summarise(table: pa.Table, config: EvaluationConfig) -> dict[str, Any]:
+def summarise(table: pa.Table, config: EvaluationConfig, reading: Reading) -> dict[str, Any]:
     """Means with intervals, on all questions and split by what was known before; learned and forgotten counts.
 
     All by the judge of the configuration; those of exact match stand beside them, under ``by_exact_match``.
@@ -125,7 +125,10 @@ def summarise(table: pa.Table, config: EvaluationConfig) -> dict[str, Any]:
     return {
         "judge": config.judge,
         "figures": {group: {name: asdict(interval) for name, interval in figures.items()} for group, figures in split.items()},
-        "corpus_bleu": corpus_bleu(table["prediction"].to_pylist(), table["answers"].to_pylist()),
+        "corpus_bleu": corpus_bleu(
+            [reading.answer(text) for text in table["prediction"].to_pylist()],
+            [reading.accepted(answers) for answers in table["answers"].to_pylist()],
+        ),
         **_changes(scores["correct"], known),
         "by_exact_match": _changes(scores["exact_match"], _known(table, "exact_match_before")),
     }
