@@ -10,9 +10,9 @@
   number. Initials lose their points (U.S.A. and J. K. are ``usa`` and ``jk``), words the apostrophe between two letters.
 * Numbers keep signs, points, slashes and colons. Left out are commas that part thousands (1,000; not 0,123 or 1,5) and a plus at
   the very beginning; .5 is 0.5.
-* A hyphen beside a word (two letters or more) is a space: well-known, COVID-19. Between others it stays: -5, 3-5, x-1, and at
-  the end of a word: the blood group A-, Cl-. Between spaces it binds its neighbours: 3 - 5 is 3-5, and so do + = / between
-  theirs. An ampersand by itself is ``and``.
+* A hyphen beside a word (two letters or more) is a space: well-known, COVID-19; but not behind an article (A-ha). Between others
+  it stays: -5, 3-5, x-1, and at the end of a word: the blood group A-, Cl-. Between spaces it binds its neighbours: 3 - 5 is 3-5,
+  and so do + = / between theirs. An ampersand by itself is ``and``.
 * In answers ``the`` is dropped, and ``a`` or ``an`` at the beginning, where it can be no name (Vitamin A): all of them only if
   something remains.
 
@@ -64,12 +64,13 @@ _SPACED_RANGE = re.compile(r"(?<=\d) *— *(?=\d)")
 _APOSTROPHE_WITHIN = re.compile(r"(?<=[^\W\d_])'(?=[^\W\d_])")
 _DASHES = re.compile(r"(?P<left>\w*)(?P<before> *)(?P<run>-+)(?P<after> *)(?=(?P<right>\w*)(?P<follows>[^\s\w]?))")
 _BOUND = re.compile(r"(?<=\w) ([+=<>×÷^/]) (?=\w)|(?<=\d) ([*:]) (?=\d)")
-_UNIT_APART = re.compile(r"(?<=\d) (?=[%‰°])|(?<=[$£€¥₹₩]) (?=\d)")
+_UNIT_APART = re.compile(r"(?<=\d) (?=[%‰°€£¥₹₩])|(?<=[$£€¥₹₩]) (?=\d)")
 _SPACED_INITIALS = re.compile(r"(?<!\S)([^\W\d_])\. (?=[^\W\d_]\.(?!\w{2}))")
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")
 _BELONGS = re.compile(r"(?:[\w.]%|\d‰|\w#|\w-|[+]-)$")
 _LEADING_PLUS = re.compile(r"^\+(?=\d)")
-_NAMED_A = re.compile(r"[^\W\d]|and|or|\W+")
+_ARTICLES = ("a", "an", "the")
+_NAMED_A = re.compile(r"[^\W\d]|and|or|to|\W+")
 _BARE_POINT = re.compile(r"(?<![\w.])\.(?=\d)")
 
 
@@ -95,10 +96,10 @@ def _answer(text: str, form: Form) -> str:
 
 
 def _without_articles(words: list[str]) -> list[str]:
-    if all(word in ("a", "an", "the") for word in words):
+    if all(word in _ARTICLES for word in words):
         return words
     words = [word for word in words if word != "the"]
-    while words[0] in ("a", "an") and not _NAMED_A.fullmatch(words[1]):
+    while words[0] in _ARTICLES and not _NAMED_A.fullmatch(words[1]):
         words = words[1:]
     return words
 
@@ -132,6 +133,8 @@ def _hyphen(found: re.Match[str]) -> str:
     ends = not right and (after or not found["follows"])
     if ends and left and not before and found["run"] == "-":
         return f"{left}-{after}"
+    if left in _ARTICLES and not before and not after and found["run"] == "-":
+        return f"{left}-"
     beside_word = _WORD.fullmatch(left) or _WORD.fullmatch(right)
     if beside_word and before and not after:
         beside_word = _WORD.fullmatch(right)
