@@ -250,8 +250,8 @@ class Learner:
         """The model's own majority answer to known, unlabelled questions of the last probing set, by id."""
         if self._sampled is None:
             return {}
-        rows = self._sampled.to_arrow().select(["question_id", "majority_answer", "label"]).to_pylist()
-        known = {r["question_id"]: r["majority_answer"] for r in rows if r["label"] == 0 and r["majority_answer"]}
+        rows = self._sampled.to_arrow().select(["question_id", "majority_answer", "label", "abstains"]).to_pylist()
+        known = {r["question_id"]: r["majority_answer"] for r in rows if r["label"] == 0 and not r["abstains"]}
         free = [each for each in known if each not in self.labels]
         order = sorted(free, key=lambda each: derive_seed(self.scorer.seed, "replay", self.round, each))
         return {each: known[each] for each in order[: round(self.finetune.replay_known * labels)]}

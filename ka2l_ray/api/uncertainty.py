@@ -18,8 +18,9 @@ from ka2l_ray.config_files import validate_section
 from ka2l_ray.errors import UserError
 from ka2l_ray.evaluation import exact_match
 from ka2l_ray.models.sampling import Generation
+from ka2l_ray.semantics.abstention import abstains, without_answer
 from ka2l_ray.semantics.clustering import Clustering, Judge, cluster_answers, majority_answer
-from ka2l_ray.semantics.entropy import labels, threshold
+from ka2l_ray.semantics.entropy import auto_threshold, labels, threshold
 from ka2l_ray.semantics.judges import make_judge
 from ka2l_ray.semantics.judges.nli import NLIJudge
 from ka2l_ray.uncertainty.scores import answer_scores, column_of
@@ -43,7 +44,11 @@ class Uncertainty:
         max_tokens: longest answer.
         stop: an answer ends before any of these texts.
         prompt: how a question is put: keys of the configuration's ``prompt``, such as ``instruction`` and ``examples``.
-        rule: threshold between known and unknown: ``ka2l`` (0.5 nats), ``two_means``, ``quantile`` (the median), ``fixed``.
+        rule: threshold between known and unknown: ``ka2l`` (0.5 nats), ``two_means``, ``quantile`` (the median), ``fixed``, or
+            ``auto``: ``ka2l``, unless it leaves one class less than a twentieth of a table. All but ``ka2l`` and ``fixed`` are
+            found anew for each table.
+        abstentions: label of a question that goes without an answer, as silence and "I don't know" together outnumber every
+            meaning: ``unknown``, or ``known`` where its semantic entropy says so.
         fixed: nats, of the rule of that name.
         seed: of all samples.
         device: for a path: as torch names it; left out: the first GPU, or the CPU where there is none.
@@ -65,8 +70,9 @@ class Uncertainty:
         max_tokens: int = 64,
         stop: str | Sequence[str] = ("\n",),
         prompt: Mapping[str, Any] | None = None,
-        rule: Literal["ka2l", "two_means", "quantile", "fixed"] = "ka2l",
+        rule: Literal["auto", "ka2l", "two_means", "quantile", "fixed"] = "ka2l",
         fixed: float = 0.5,
+        abstentions: Literal["unknown", "known"] = "unknown",
         seed: int = 0,
         device: str | None = None,
     ) -> None:
@@ -79,7 +85,9 @@ class Uncertainty:
             "stop": [stop] if isinstance(stop, str) else list(stop),
         }
         self.sampling = validate_section(SamplingConfig, drawn, "Uncertainty")
-        self.entropy = validate_section(EntropyConfig, {"rule": rule, "threshold": fixed}, "Uncertainty")
+        self.entropy = validate_section(
+            EntropyConfig, {"rule": rule, "threshold": fixed, "abstentions": abstentions}, "Uncertainty"
+        )
         self.seed = int(seed)
         self.model = None if model is None else PromptedModel.of(model, tokenizer, prompt, device)
         self.judge = _judge(judge, device)
@@ -97,8 +105,8 @@ class Uncertainty:
             A table with ``question_id``, ``question``; ``generations`` (k texts), ``cluster_ids`` (the meaning of each),
             ``meanings`` (the commonest text of each), ``majority_answer``, ``greedy`` (the greedy-like answer);
             ``semantic_entropy`` (nats) and the other scores of ``uncertainty.scores``, each higher where the model seems to know
-            less; ``label`` (1 unknown, 0 known). With accepted answers also these and ``correct``: whether the greedy answer is
-            among them. ``facts`` hold the threshold and the share of unknown.
+            less; ``abstains``, ``label`` (1 unknown, 0 known). With accepted answers also these and ``correct``: whether the
+            greedy answer is among them. ``facts`` hold the threshold and the share of unknown.
         """
         if self.model is None:
             raise UserError("this scorer has no model to sample from; make one as Uncertainty(model), or score answers with of()")
@@ -161,8 +169,19 @@ class Uncertainty:
             for i, (row, each) in enumerate(zip(generations, found, strict=True))
         ]
         entropies = np.array([row["semantic entropy"] for row in scores])
-        at = threshold(entropies, self.entropy.rule, fixed=self.entropy.threshold)
-        label = labels(entropies, at)
+        abstaining = np.array(
+            [
+                without_answer(np.array(each.cluster_ids), np.array([not text or abstains(text, question) for text in row]))
+                for question, row, each in zip(given.questions, generations, found, strict=True)
+            ]
+        )
+        beside = abstaining & (self.entropy.abstentions == "unknown")
+        of = entropies[~beside]
+        if self.entropy.rule == "auto" or not len(of):
+            rule, at = auto_threshold(of, unknown=int(beside.sum()))
+        else:
+            rule, at = self.entropy.rule, threshold(of, self.entropy.rule, fixed=self.entropy.threshold)
+        label = np.where(beside, np.int8(1), labels(entropies, at))
         columns: dict[str, Any] = {
             "question_id": given.question_ids,
             "question": given.questions,
@@ -172,6 +191,7 @@ class Uncertainty:
             "majority_answer": [each.majority_answer for each in found],
             **({} if greedy is None else {"greedy": greedy}),
             **{column_of(name): [row[name] for row in scores] for name in scores[0]},
+            "abstains": abstaining,
             "label": label,
         }
         if given.answers is not None:
@@ -180,6 +200,7 @@ class Uncertainty:
                 pairs = zip(greedy, given.answers, strict=True)
                 columns["correct"] = [None if right is None else bool(exact_match(text, right)) for text, right in pairs]
         facts = {
+            "rule": rule,
             "threshold": at,
             "share_unknown": float(label.mean()),
             "judge_calls": sum(each.counts.judge_calls for each in found),

@@ -194,3 +194,13 @@ def test_wrong_use_is_one_line(tiny_llama: Path, tokenizer: PreTrainedTokenizerB
 def test_a_stop_text_is_one_text_and_a_path_may_be_a_path() -> None:
     scorer = Uncertainty(Path(bundled_path("bundled:student")), judge="exact", stop="END")
     assert scorer.sampling.stop == ["END"]
+
+
+def test_what_abstains_is_unknown_and_said() -> None:
+    answers = [["I don't know"] * 4, ["The Who"] * 4, ["Queen"] * 3 + [""]]
+    table = Uncertainty(judge="exact").of(answers)
+    assert table["abstains"].tolist() == [True, False, False]
+    assert table["label"].tolist() == [1, 0, 1]
+    assert Uncertainty(judge="exact", abstentions="known").of(answers)["label"].tolist() == [0, 0, 1]
+    auto = Uncertainty(judge="exact", rule="auto").of([["a", "b", "c", "d"], ["a", "a", "b", "c"]])
+    assert (auto.facts["rule"], auto["label"].tolist()) == ("two_means", [1, 0])
