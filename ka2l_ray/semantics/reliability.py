@@ -3,8 +3,9 @@
 A label known/unknown is one draw of k answers. Clusters of all answers are clusters of any half of them, so that halves cost no
 judge call. Each half is labelled as if it were all that was drawn, by the same rule: ``ka2l`` and ``fixed`` at their nats,
 ``two_means`` and ``quantile`` at the threshold that they find for the halves. Agreement and Cohen's kappa are those of the two
-labels, the reliability of semantic entropy is the halves' correlation; Spearman-Brown, 2r / (1 + r), brings both from half the
-answers to all of them.
+labels, and stand for those of labels by all answers: kappa hardly grows with their number, as the same nats ask for other
+agreement. The reliability of semantic entropy is the halves' correlation, brought from half the answers to all by
+Spearman-Brown, 2r / (1 + r).
 
 What no probe can exceed follows from it. Let a question be labelled unknown with probability p, and a share u of all be unknown.
 Labels that repeat with kappa c have E[p^2 + (1-p)^2] = 1 - 2u(1-u)(1-c). Whoever knew every p would be right in
@@ -42,8 +43,6 @@ class Reliability:
     """Share of the questions whose halves have the same label."""
     kappa: float
     """Of the halves' labels."""
-    label_reliability: float
-    """Kappa to be expected of labels by all answers (Spearman-Brown)."""
     entropy_reliability: float
     """Correlation to be expected of semantic entropies of all answers (Spearman-Brown)."""
     accuracy_ceiling: float
@@ -83,7 +82,7 @@ def reliability(
     first, second = (labels(entropies, at).astype(bool) | unknown).T
     kappa = cohen_kappa(first, second)
     spread = 4 * share_unknown * (1 - share_unknown)
-    repeated = spearman_brown(max(kappa, 0.0))
+    repeated = max(kappa, 0.0)
     ceiling = auroc = math.nan
     if spread > 0 and not math.isnan(kappa):
         ceiling = (1 + math.sqrt(max(0.0, 1 - spread * (1 - repeated)))) / 2
@@ -94,7 +93,6 @@ def reliability(
         threshold=at,
         agreement=float((first == second).mean()),
         kappa=kappa,
-        label_reliability=repeated if not math.isnan(kappa) else math.nan,
         entropy_reliability=spearman_brown(_correlation(entropies)),
         accuracy_ceiling=ceiling,
         auroc_ceiling=auroc,

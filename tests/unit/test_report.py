@@ -68,7 +68,7 @@ EXACT_MATCH = [(0.2, 1.0, 0.0), (0.5, 0.95, 0.3), (0.6, 0.9, 0.525)]
 THRESHOLDS = {"ka2l": 0.5, "two_means": 1.498, "quantile": 0.693, "fixed": 0.6}
 LABELS = {"drawn": 300, "empty_answers": 7, "abstentions": 21, "abstaining": 4, "silent": 1, "dropped": 0, "cut_answers": 9}
 LABELS["reliability"] = {
-    **{"questions": 30, "half": 5.0, "threshold": 0.6, "agreement": 0.9, "kappa": 0.75, "label_reliability": 0.857},
+    **{"questions": 30, "half": 5.0, "threshold": 0.6, "agreement": 0.9, "kappa": 0.75},
     **{"entropy_reliability": 0.88, "accuracy_ceiling": 0.968, "auroc_ceiling": 1.0},
 }
 SHARES = {"ka2l": 0.667, "two_means": 0.333, "quantile": 0.5, "fixed": 0.6666}
@@ -335,7 +335,7 @@ def test_what_the_labels_rest_on_is_shown(page: Page) -> None:
     title = "What the labels rest on"
     counts, halves = (row for row in page.rows[title] if row[0] == "0")
     assert counts[1:] == ["fixed 0.600 nats", "9 of 10", "7", "21 of 300", "4 of 30, 1 silent", "3.0%"]
-    assert halves[1:] == ["5.0 answers, 30 questions", "90.0%", "0.750", "0.857", "0.880", "96.8%", "1.000"]
+    assert halves[1:] == ["5.0 answers, 30 questions", "90.0%", "0.750", "0.880", "96.8%", "1.000"]
     assert "Round 0: 3.0% of the answers were cut at sampling.max_tokens" in page.said(title)
 
 

@@ -39,15 +39,14 @@ def test_agreement_kappa_and_ceilings_of_labels_with_known_probabilities() -> No
     found = reliability(draws.astype(float), np.zeros_like(draws), 0.5, share_unknown=0.5, half=5)
     assert found.agreement == pytest.approx(2 / 3, abs=0.005)
     assert found.kappa == pytest.approx(1 / 3, abs=0.01)
-    assert found.label_reliability == pytest.approx(1 / 2, abs=0.01)
     assert found.entropy_reliability == pytest.approx(1 / 2, abs=0.01)
-    # Whoever knows p of labels that repeat with kappa c: here c = 1/2, as of p = 0 or 1 half of the time, else 1/2.
-    certain = generator.uniform(size=len(p)) < 0.5
+    # Whoever knows p of labels that repeat with kappa c: here c = 1/3, as of p = 0 or 1 a third of the time, else 1/2.
+    certain = generator.uniform(size=len(p)) < 1 / 3
     p = np.where(certain, np.round(p), 0.5)
     label = generator.uniform(size=len(p)) < p
     assert ((p > 0.5) == label)[certain].all()
     right = np.where(certain, 1.0, 0.5).mean()
-    assert right <= found.accuracy_ceiling == pytest.approx((1 + math.sqrt(0.5)) / 2, abs=0.01)
+    assert right <= found.accuracy_ceiling == pytest.approx((1 + math.sqrt(1 / 3)) / 2, abs=0.01)
     assert auroc(label, p) <= found.auroc_ceiling + 0.005
 
 
@@ -56,9 +55,9 @@ def test_the_auroc_ceiling_is_met_by_uniform_probabilities() -> None:
     best = (1 + np.abs(p[:, None] - p).mean() / (2 * 0.5 * 0.5)) / 2
     label = np.random.default_rng(0).uniform(size=p.size) < p
     assert best == pytest.approx(auroc(label, p), abs=0.02)
-    # Labels by all answers repeat with kappa 1/3, the variance of p over u(1-u), where those by halves do with 1/5.
+    # Such labels repeat with kappa 1/3, the variance of p over u(1-u).
     draws = np.random.default_rng(1).uniform(size=(100_000, 2)) < 0.5
-    draws[:20_000, 1] = draws[:20_000, 0]
+    draws[::3, 1] = draws[::3, 0]
     found = reliability(draws.astype(float), np.zeros_like(draws), 0.5, share_unknown=0.5, half=5)
     assert found.auroc_ceiling == pytest.approx(best, abs=0.01)
 
@@ -66,7 +65,7 @@ def test_the_auroc_ceiling_is_met_by_uniform_probabilities() -> None:
 def test_one_class_has_no_kappa_and_no_ceiling() -> None:
     found = reliability(np.zeros((10, 2)), np.zeros((10, 2), bool), 0.5, share_unknown=0.0, half=5)
     assert found.agreement == 1
-    assert all(map(math.isnan, (found.kappa, found.label_reliability, found.accuracy_ceiling, found.auroc_ceiling)))
+    assert all(map(math.isnan, (found.kappa, found.accuracy_ceiling, found.auroc_ceiling)))
     assert math.isnan(cohen_kappa(np.ones(3, bool), np.ones(3, bool)))
     silent = reliability(np.zeros((10, 2)), np.array([[True, True]] * 5 + [[False, False]] * 5), 0.5, share_unknown=0.5, half=5)
     assert silent.kappa == 1
