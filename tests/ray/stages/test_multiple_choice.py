@@ -74,24 +74,24 @@ def test_labels_go_where_the_options_are_even_and_each_test_set_is_evaluated(cho
 
 def test_shown_options_stand_in_the_prompt_and_are_a_score_of_the_evaluation(tmp_path: Path) -> None:
     asked = write_lines(tmp_path / "asked.jsonl", questions("pool", slice(0, 30)))
-    command = ("score", "--model", "bundled:student", "--option-entropy", "-o", "prompt.instruction=")
-    for shown in ("show", "hide"):
-        done = ka2l(*command, "--questions", asked, "--out", str(tmp_path / shown), "-o", f"prompt.options={shown}")
-        assert done.returncode == 0, done.stderr
-    table = pd.read_parquet(tmp_path / "show")
+    scores = str(tmp_path / "scores")
+    done = ka2l("score", "--model", "bundled:student", "--option-entropy", "--questions", asked, "--out", scores)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_parquet(scores)
     assert table["question"].str.contains("\nB. ").all()
-    assert not pd.read_parquet(tmp_path / "hide")["question"].str.contains("\n").any()
-    samples = [
+    assert table["option_entropy"].between(0, np.log(4)).all()
+    rows = [
         {"id": f"pool-{fact.fact_id}", "question": "?", "generations": ["a", "b"], "right": fact.group == "known"}
         for fact in World().facts[:30]
     ]
-    answered = write_lines(tmp_path / "samples.jsonl", samples)
-    command = ("entropy", "--samples", answered, "--judge", "exact", "--evaluate", "--correct", "right")
-    done = ka2l(*command, "--scores", str(tmp_path / "hide"), "--out", str(tmp_path / "entropy"))
+    answered = write_lines(tmp_path / "samples.jsonl", rows)
+    command = ("entropy", "--samples", answered, "--judge", "exact", "--evaluate", "--correct", "right", "--scores", scores)
+    done = ka2l(*command, "--out", str(tmp_path / "entropy"))
     assert done.returncode == 0, done.stderr
-    assert "option entropy" in done.stdout
     quality = json.loads((tmp_path / "entropy-uncertainty/_artefact.json").read_text())["facts"]["quality"]
-    assert next(row["auroc"] for row in quality if row["score"] == "option entropy") > 0.85
+    wrong = {row["id"]: not row["right"] for row in rows}
+    expected = auroc(np.array([wrong[i] for i in table["question_id"]]), table["option_entropy"].to_numpy())
+    assert next(row["auroc"] for row in quality if row["score"] == "option entropy") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
