@@ -8,25 +8,19 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-import yaml
 
-from ka2l_ray.acquisition import strategy, strategy_of_a_run
+from ka2l_ray.acquisition import strategy
 from ka2l_ray.actors.engines import Engines
-from ka2l_ray.actors.language_model import Model, check_engine
-from ka2l_ray.actors.placement import check_supply, cluster_nodes, with_gpus
-from ka2l_ray.config import NOT_CONTENT, JudgeSettings, RunConfig
-from ka2l_ray.config_files import dump
-from ka2l_ray.errors import RunMismatchError, UserError
+from ka2l_ray.actors.language_model import Model
+from ka2l_ray.actors.placement import cluster_nodes, with_gpus
+from ka2l_ray.config import RunConfig
 from ka2l_ray.evaluation import headline, measure
-from ka2l_ray.finetuning.targets import fused_experts
+from ka2l_ray.jobs.checks import check_budget, check_columns, check_resources, hold_config
 from ka2l_ray.jobs.stages.annotate import annotate, known_rows, replay
-from ka2l_ray.jobs.stages.bert_score import bert_score_identity
 from ka2l_ray.jobs.stages.entropy import entropy
 from ka2l_ray.jobs.stages.evaluate import evaluate
 from ka2l_ray.jobs.stages.finetune import finetune
@@ -34,22 +28,15 @@ from ka2l_ray.jobs.stages.hidden_states import hidden_states
 from ka2l_ray.jobs.stages.labels import Decided
 from ka2l_ray.jobs.stages.near_duplicates import near_duplicates
 from ka2l_ray.jobs.stages.probe import probe
-from ka2l_ray.jobs.stages.questions import answer_key, check_test_sets, draw, input_key, questions
+from ka2l_ray.jobs.stages.questions import answer_key, check_test_sets, draw, questions
 from ka2l_ray.jobs.stages.sample import sample
 from ka2l_ray.jobs.stages.score import score, score_by_semantic_entropy
 from ka2l_ray.jobs.stages.select import select
 from ka2l_ray.ledger import Ledger
-from ka2l_ray.models.model_files import check_is_model, layers_of, skeleton
-from ka2l_ray.models.prompts import load_prompter
-from ka2l_ray.questions import QuestionReader
-from ka2l_ray.schema import SCHEMA_VERSION
-from ka2l_ray.semantics.judges import judge_place, verdict_identity
-from ka2l_ray.semantics.language import check_language
-from ka2l_ray.store.artefacts import Artefact, RunStore, difference, flatten
+from ka2l_ray.store.artefacts import Artefact, RunStore
 
 logger = logging.getLogger(__name__)
 
-INPUTS = {"pool", "test", "answers", "near_duplicates"}  # artefacts that cost no model; those of named test sets lie below "test"
 # Below this share of what is wanted, missing replay rows are not worth a pass of the model and the judge.
 REPLAY_SHORTFALL = 0.1
 
@@ -79,118 +66,6 @@ def run(config: RunConfig, store: RunStore) -> RunResult:
         return _Loop(config, store, engines).run()
     finally:
         engines.release()
-
-
-def check_inputs(config: RunConfig) -> None:
-    """Raise a UserError for what can be known to be wrong before Ray starts: no such file, no model, no strategy."""
-    check_is_model(config.model)
-    load_prompter(config.model, config.prompt)
-    check_engine(config.model, config.engine, config.sampling.k)
-    layers_of(config.model, config.probe.layers)
-    _check_adapters_to_come(config)
-    strategy_of_a_run(config.selection.strategy)
-    _check_judges(config)
-    bert_score_identity(config.evaluation)
-    for path in (config.pool.questions, *(held.path for held in config.pool.test_sets.values()), config.annotation.answers):
-        if path is not None:
-            input_key(path)
-
-
-def _check_judges(config: RunConfig) -> None:
-    """Raise a UserError where a judge is not there, or could not read the questions."""
-    judged = {"entropy": [config.pool.questions], "evaluation": [held.path for held in config.pool.test_sets.values()]}
-    for section, paths in judged.items():
-        settings: JudgeSettings = getattr(config, section)
-        verdict_identity(settings, config.reading.normalize)
-        for path in paths:
-            check_language(settings, section, (row["question"] for row in QuestionReader(path)), path)
-
-
-def _check_adapters_to_come(config: RunConfig) -> None:
-    """Raise a UserError where an engine could not take the adapters that this run trains."""
-    engine = next((key for key in ("name", "hidden_states") if getattr(config.engine, key) == "vllm"), None)
-    if engine is not None and config.finetune.lora_experts and fused_experts(skeleton(config.model)):
-        raise UserError(
-            f"finetune.lora_experts: vLLM (engine.{engine}) is not given LoRA on the experts of {config.model.path}; "
-            f"set finetune.lora_experts=false, or engine.{engine}=transformers"
-        )
-
-
-def check_budget(config: RunConfig, pool: int) -> None:
-    """Raise a UserError where a round is to label more than the ``pool`` questions there are."""
-    if config.selection.budget > pool:
-        raise UserError(
-            f"selection.budget is {config.selection.budget} labels a round, {config.pool.questions} has {pool} questions; "
-            "lower the budget"
-        )
-
-
-def check_columns(config: RunConfig, pool: int, with_options: int) -> None:
-    """Raise a UserError where the strategy ranks by a column that the pool's questions cannot have."""
-    if "option_entropy" in strategy(config.selection.strategy).needs and with_options < pool:
-        raise UserError(
-            f"selection.strategy {config.selection.strategy} ranks by the likelihoods of options; {pool - with_options} of "
-            f"{pool} questions of {config.pool.questions} have no 'options'; choose another strategy, or leave them out"
-        )
-
-
-def check_resources(config: RunConfig) -> None:
-    """Raise a UserError where a stage asks for more than the whole cluster has, instead of waiting for ever."""
-    there = ray.cluster_resources()
-    nodes = cluster_nodes()
-    check_supply(config.engine, nodes)
-    if config.engine.gpus_each:
-        check_supply(config.engine, nodes, "transformers")
-    cpus = {
-        "engine": config.engine.replicas * config.engine.reserved_cpus,
-        "entropy": float(config.entropy.replicas),
-        "evaluation": 0.0 if judge_place(config.evaluation) == "here" else float(config.evaluation.replicas),
-        "probe": float(config.probe.workers),
-        "finetune": config.finetune.workers * config.finetune.reserved_cpus,
-    }
-    gpus = {name: float(workers) for name, workers in cpus.items() if name != "engine"} if config.engine.gpus_each else {}
-    many = {name: "replicas" if name in ("engine", "entropy", "evaluation") else "workers" for name in cpus}
-    for kind, demand, spare in (("CPU", cpus, 1), ("GPU", gpus, 0)):
-        for section, wanted in demand.items():
-            if wanted + spare > there.get(kind, 0):
-                raise UserError(
-                    f"{section} asks for {wanted:g} {kind}s"
-                    + (" and one for its readers" if spare else "")
-                    + f", the cluster has "
-                    f"{there.get(kind, 0):g}; lower {section}.{many[section]} "
-                    "or join a larger cluster" + (", or set engine.gpus=0 to compute on CPUs" if kind == "GPU" else "")
-                )
-
-
-def hold_config(config: RunConfig, store: RunStore) -> None:
-    """Write the resolved configuration, or raise a RunMismatchError that says how it differs from the one there."""
-    if store.storage.exists("config.yaml"):
-        if not store.storage.exists("metrics.jsonl"):
-            raise RunMismatchError(f"{config.output}: a config.yaml is there that no run wrote; set another output directory")
-        made = {name: artefact.schema_version for name, artefact in store.manifest.items()}
-        costly = {name for name in made if name.partition("/")[0] not in INPUTS}
-        older = {made[name] for name in costly if made[name] != SCHEMA_VERSION}
-        if older:
-            raise RunMismatchError(
-                f"{config.output}: this run was made by another version of ka2l_ray (schema version {min(older)}, this one's is "
-                f"{SCHEMA_VERSION}), whose results differ; set another output, or delete the directory"
-            )
-        there = content_part(yaml.safe_load(store.storage.read_bytes("config.yaml")))
-        now = content_part(config.model_dump(mode="json"))
-        if there != now and costly:
-            raise RunMismatchError(
-                f"{config.output}: this run was begun with another configuration ({difference(there, now)}); "
-                "set another output, or delete the directory"
-            )
-        if there != now or set(made.values()) - {SCHEMA_VERSION}:  # nothing that costs was computed; it is begun anew
-            store.forget()
-    store.log_metric("started", config.output)
-    store.storage.write_bytes("config.yaml", dump(config).encode())
-
-
-def content_part(document: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a configuration that decide results, by dotted name."""
-    return {k: v for k, v in flatten(document).items() if not any(k == n or k.startswith(f"{n}.") for n in NOT_CONTENT)}
 
 
 class _Loop:

@@ -77,7 +77,7 @@ def run(
 def execute(config: RunConfig) -> None:
     """Run ``config`` under its lock, on its Ray cluster, and write the report."""
     from ka2l_ray.actors.placement import with_gpus
-    from ka2l_ray.jobs.driver import check_inputs
+    from ka2l_ray.jobs.checks import check_inputs
     from ka2l_ray.jobs.driver import run as run_loop
     from ka2l_ray.jobs.session import ray_session, supply
     from ka2l_ray.report import write_report

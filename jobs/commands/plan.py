@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ka2l_ray.actors.placement import with_gpus
 from ka2l_ray.config import RunConfig
 from ka2l_ray.held_out import HeldOut, check_held_out
-from ka2l_ray.jobs.driver import check_budget, check_columns, check_inputs
+from ka2l_ray.jobs.checks import check_budget, check_columns, check_inputs
 from ka2l_ray.jobs.session import supply
 from ka2l_ray.models.model_files import check_is_model
 from ka2l_ray.models.prompt_view import view_prompt

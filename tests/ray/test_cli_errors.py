@@ -16,8 +16,8 @@ import yaml
 from typer.testing import CliRunner
 
 from ka2l_ray import schema
+from ka2l_ray.jobs.checks import hold_config
 from ka2l_ray.jobs.commands.cli import app
-from ka2l_ray.jobs.driver import hold_config
 from ka2l_ray.probes import ProbeCard, make_probe, probe_to_bytes
 from ka2l_ray.store.artefacts import RunStore, StageDirectory
 from ka2l_ray.store.storage import Storage
