@@ -198,7 +198,7 @@ class Learner:
                 )
         predictions = self.answer(given.questions)
         scores = [score_answer(text, right or []) for text, right in zip(predictions, given.answers or [], strict=True)]
-        names = [name for name in METRICS if scores[0][name] is not None]
+        names = [name for name in METRICS if scores[0].get(name) is not None]
         columns = {
             "question_id": given.question_ids,
             "question": given.questions,
