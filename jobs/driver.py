@@ -21,6 +21,7 @@ from ka2l_ray.config import RunConfig
 from ka2l_ray.evaluation import headline, measure
 from ka2l_ray.jobs.checks import check_budget, check_columns, check_resources, hold_config
 from ka2l_ray.jobs.stages.annotate import annotate, known_rows, replay
+from ka2l_ray.jobs.stages.correctness import greedy_correctness
 from ka2l_ray.jobs.stages.entropy import entropy
 from ka2l_ray.jobs.stages.evaluate import evaluate
 from ka2l_ray.jobs.stages.finetune import finetune
@@ -97,6 +98,7 @@ class _Loop:
             self._make_room(self.config.entropy.replicas)
             uncertainty = self._entropy(f"{at}/entropy", samples, self.decided)
             self._keep_rule(uncertainty)
+            self._judge_greedy_answers(f"{at}/correctness", samples, answers)
             self._make_room(self.config.probe.workers)
             classifier = self._probe(at, states, uncertainty)
             self._make_room(self.config.engine.replicas * self.config.engine.reserved_cpus)
@@ -179,6 +181,19 @@ class _Loop:
             decided=decided,
             gpus=self._share_of_gpu,
         )
+
+    def _judge_greedy_answers(self, name: str, samples: Artefact, answers: Artefact) -> None:
+        """For the report, which holds exact match against answers itself: entropy against correctness by another judge."""
+        if self.config.evaluation.judge != "exact":
+            greedy_correctness(
+                self.store,
+                name,
+                samples=samples,
+                answers=answers,
+                config=self.config.evaluation,
+                reading=self.config.reading,
+                engines=self.engines,
+            )
 
     def _keep_rule(self, uncertainty: Artefact) -> None:
         """Rule ``auto`` is decided once: round 0's rule and threshold stand for the run, and "unknown" means one thing in it."""

@@ -60,6 +60,44 @@ def judged(
     return store.compute(name, inputs, build)
 
 
+def greedy_correctness(
+    store: Store,
+    name: str,
+    *,
+    samples: Artefact,
+    answers: Artefact,
+    config: EvaluationConfig,
+    reading: Reading,
+    engines: Engines,
+) -> Artefact:
+    """``schema.CORRECTNESS`` of the greedy answers of ``samples`` that have accepted ones in ``answers``, for the report."""
+    inputs = {"stage": "correctness", "samples": samples.key, "answers": answers.key}
+    inputs["correctness"] = correctness_identity(config, reading)
+
+    def build(work: Storage) -> dict[str, Any]:
+        said = samples.storage.read_table("", columns=["question_id", "question", "greedy"])
+        said = said.filter(pc.is_valid(said["greedy"]))
+        sampled = said["question_id"].combine_chunks()
+        accepted: dict[str, list[str]] = {}
+        for file in answers.storage.parquet_files():  # the pool may be far larger than what was sampled of it
+            part = answers.storage.read_table(file, columns=["question_id", "answers"])
+            part = part.filter(pc.and_(pc.is_in(part["question_id"], sampled), pc.is_valid(part["answers"])))
+            accepted.update(zip(part["question_id"].to_pylist(), part["answers"].to_pylist(), strict=True))
+        rows = [
+            {**row, "prediction": row["greedy"], "answers": accepted[row["question_id"]]}
+            for row in said.to_pylist()
+            if row["question_id"] in accepted
+        ]
+        if not rows:
+            return {"rows": 0, "judge": config.judge}
+        asked = pa.Table.from_pylist(rows, schema=TO_JUDGE)
+        found, cost = correctness(name, asked, work.at("_scratch"), config=config, reading=reading, engines=engines)
+        work.write_table("correctness.parquet", found)
+        return {"rows": len(rows), "judge": config.judge, **cost}
+
+    return store.compute(name, inputs, build)
+
+
 def correctness(
     name: str, answered: pa.Table, work: Storage, *, config: EvaluationConfig, reading: Reading, engines: Engines
 ) -> tuple[pa.Table, dict[str, int]]:

@@ -6,7 +6,7 @@ Gold answers are read here to evaluate the run after the fact. No acquisition sc
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ka2l_ray.evaluation import exact_match
+from ka2l_ray.evaluation import measure
+from ka2l_ray.extraction import Extract
+from ka2l_ray.reading import Reading
 from ka2l_ray.report.data import CurvePoint, NotThereError, Run, curve_name, evaluations, learning_curves
+from ka2l_ray.semantics.correctness import judge_answers
 from ka2l_ray.uncertainty.ranking import auroc
 
 EXAMPLES_A_LEVEL = 3
@@ -35,10 +38,8 @@ class Asked:
     generations: list[str]
     greedy: str
     gold: list[str]
-
-    @property
-    def right(self) -> bool:
-        return exact_match(self.greedy, self.gold) == 1.0
+    right: bool
+    """By the judge of the table that it stands in."""
 
     @property
     def clusters(self) -> list[list[tuple[str, int]]]:
@@ -64,6 +65,8 @@ class QuadrantRound:
     """Counts by (known or unknown, right or wrong); ``unanswered`` questions have no gold answer and are left out."""
 
     round: int
+    judge: str
+    """Who says right or wrong, in words."""
     threshold: float
     known_right: int
     known_wrong: int
@@ -97,6 +100,8 @@ class Forgetting:
 def quadrants(run: Run) -> list[QuadrantRound]:
     """Known/unknown by semantic entropy against right/wrong greedy answer, for every round with gold answers.
 
+    By the judge of the run where its verdicts are there, and by exact match beside it.
+
     Raises:
         NotThereError: no round was sampled, or no probed question has a gold answer.
     """
@@ -104,19 +109,36 @@ def quadrants(run: Run) -> list[QuadrantRound]:
     for round_ in run.rounds("entropy"):
         asked = _asked(run, round_)
         answered = [question for question in asked if question.gold]
-        if answered:
-            found.append(_quadrant_round(run, round_, answered, len(asked) - len(answered)))
+        for judge, right in _right(run, round_, answered).items():
+            judged = [
+                replace(question, right=right[question.question_id]) for question in answered if question.question_id in right
+            ]
+            found.append(_quadrant_round(run, round_, judge, judged, len(asked) - len(judged)))
     if not found:
         raise NotThereError("the pool has no gold answers for the questions that were sampled")
     return found
 
 
-def _quadrant_round(run: Run, round_: int, answered: list[Asked], unanswered: int) -> QuadrantRound:
+def _right(run: Run, round_: int, answered: list[Asked]) -> dict[str, dict[str, bool]]:
+    """By what right is called, whether each greedy answer is."""
+    if not answered:
+        return {}
+    verdicts = run.rounds("correctness").get(round_)
+    if verdicts is None or not verdicts.facts["rows"]:
+        return {measure("exact"): {question.question_id: question.right for question in answered}}
+    table = run.table(verdicts)
+    ids = table["question_id"].to_pylist()
+    columns = {measure(verdicts.facts["judge"]): "correct", measure("exact"): "exact_match"}
+    return {judge: dict(zip(ids, table[column].to_pylist(), strict=True)) for judge, column in columns.items()}
+
+
+def _quadrant_round(run: Run, round_: int, judge: str, answered: list[Asked], unanswered: int) -> QuadrantRound:
     counts = Counter((question.unknown, question.right) for question in answered)
     sure_and_wrong = [question for question in answered if not question.unknown and not question.right]
     sure_and_wrong.sort(key=lambda question: (question.entropy, question.question_id))
     return QuadrantRound(
         round=round_,
+        judge=judge,
         threshold=run.rounds("entropy")[round_].facts["threshold"],
         known_right=counts[False, True],
         known_wrong=counts[False, False],
@@ -202,10 +224,22 @@ def _asked(run: Run, round_: int) -> list[Asked]:
     columns = ["question_id", "question", "semantic_entropy", "label", "cluster_ids"]
     clusters = run.table(run.rounds("entropy")[round_], columns=columns)
     gold = _gold_answers(run, clusters["question_id"])
-    return [_ask(row, said_of[row["question_id"]], gold) for row in clusters.to_pylist() if row["question_id"] in said_of]
+    reading = _reading(run)
+    return [
+        _ask(row, said_of[row["question_id"]], gold, reading) for row in clusters.to_pylist() if row["question_id"] in said_of
+    ]
 
 
-def _ask(row: dict[str, Any], said: dict[str, Any], gold: dict[str, list[str]]) -> Asked:
+def _reading(run: Run) -> Reading:
+    """As the run compared answers."""
+    how = run.settings.get("evaluation.extract")
+    extract = Extract(how, run.settings.get("evaluation.extract_pattern") or "") if how else None
+    return Reading(run.settings.get("normalize") or "unicode", extract)
+
+
+def _ask(row: dict[str, Any], said: dict[str, Any], gold: dict[str, list[str]], reading: Reading) -> Asked:
+    accepted = gold.get(row["question_id"], [])
+    accepted_exactly = judge_answers([row["question"]], [said["greedy"] or ""], [accepted], None, reading)[0].exact_match
     return Asked(
         question_id=row["question_id"],
         question=row["question"],
@@ -214,7 +248,8 @@ def _ask(row: dict[str, Any], said: dict[str, Any], gold: dict[str, list[str]]) 
         cluster_ids=row["cluster_ids"],
         generations=said["generations"],
         greedy=said["greedy"],
-        gold=gold.get(row["question_id"], []),
+        gold=accepted,
+        right=accepted_exactly,
     )
 
 

@@ -198,7 +198,7 @@ def quadrants(rounds: list[QuadrantRound]) -> Figure:
         names = [f"greedy answer {word} ({len(part):,})" for word, part in zip(("right", "wrong"), parts, strict=True)]
         axes.hist(parts, bins=_bins(highest, round_.threshold), stacked=True, color=[BLUE, ORANGE], label=names)
         axes.axvline(round_.threshold, color="black", linewidth=1.5, label=f"threshold {round_.threshold:.3f}")
-        axes.set_title(f"round {round_.round}")
+        axes.set_title(f"round {round_.round}, {round_.judge}")
         axes.set_xlabel("semantic entropy (nats)")
         axes.set_ylabel("questions")
         axes.legend(fontsize=8)

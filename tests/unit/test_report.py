@@ -56,6 +56,7 @@ selection: {strategy: ka2l}
 finetune: {start: last_adapter}
 """
 JUDGED = "evaluation: {judge: nli, nli_model: bundled:judge}\n"
+JUDGING = ("judge_calls", "cached_verdicts", "truncated", "unparsable")
 QUESTIONS = [f"What is q{i:02d}?" if i else "Is <script>alert(1)</script> q00?" for i in range(30)]
 # Ten questions with one meaning, ten with two, ten with as many as answers; the fixed threshold lies after the first ten.
 CLUSTERS = [[0] * 10] * 10 + [[0] * 5 + [1] * 5] * 10 + [list(range(10))] * 10
@@ -346,9 +347,9 @@ def test_the_chosen_layer_and_the_one_test_figure(page: Page) -> None:
 
 
 def test_the_four_quadrants_count_greedy_answers_by_any_alias(page: Page) -> None:
-    assert page.cells("Entropy against correctness", "0", "8") == ["0", "8", "2", "5", "12", "3"]
+    assert page.cells("Entropy against correctness", "0", "exact match", "8") == ["0", "exact match", "8", "2", "5", "12", "3"]
     assert "Gold answers are used here for evaluation only, never for selection." in page.said("Entropy against correctness")
-    heading = "Sure and wrong: 2 of 10 known questions in round 0"
+    heading = "Sure and wrong: 2 of 10 known questions in round 0 (exact match)"
     assert [row[2:] for row in page.rows[heading][1:]] == [
         [f"What is q{i:02d}?", "answer x10", "nonsense", f"Alias {i} / The Answer, {i}!"] for i in (8, 9)
     ]
@@ -357,11 +358,18 @@ def test_the_four_quadrants_count_greedy_answers_by_any_alias(page: Page) -> Non
 def test_scores_are_held_against_wrong_greedy_answers_the_probe_on_its_test_part_only(page: Page) -> None:
     wrong = [8, 9, *range(15, 27)]
     pairs = [(ENTROPIES[w] > ENTROPIES[r]) + 0.5 * (ENTROPIES[w] == ENTROPIES[r]) for w in wrong for r in RIGHT]
-    every = page.cells("Entropy against correctness", "0", "semantic entropy", "all sampled")
-    assert every[3:] == ["27", f"{np.mean(pairs):.3f}"]
+    every = page.cells("Entropy against correctness", "0", "exact match", "semantic entropy", "all sampled")
+    assert every[4:] == ["27", f"{np.mean(pairs):.3f}"]
     # The test part is q00, q05 (right), q08, q16 (wrong) with p = 0.4, 0.1, 0.3, 0.05, and two without a gold answer.
-    assert page.cells("Entropy against correctness", "0", "probe, p(unknown)")[2:] == ["probe's test part", "4", "0.250"]
-    assert page.cells("Entropy against correctness", "0", "semantic entropy", "probe's test part")[3:] == ["4", "0.750"]
+    assert page.cells("Entropy against correctness", "0", "exact match", "probe, p(unknown)")[3:] == [
+        "probe's test part",
+        "4",
+        "0.250",
+    ]
+    assert page.cells("Entropy against correctness", "0", "exact match", "semantic entropy", "probe's test part")[4:] == [
+        "4",
+        "0.750",
+    ]
 
 
 def test_examples_show_generations_by_meaning(page: Page) -> None:
@@ -397,6 +405,20 @@ def test_figures_by_a_judge_stand_beside_exact_match_and_are_called_by_its_name(
         ["0", "nli", "5", "7", "1"],
         ["0", "exact match", "4", "3", "2"],
     ]
+
+
+def test_entropy_stands_against_the_judge_s_verdicts_and_exact_match(tmp_path: Path) -> None:
+    store = RunStore(fake_run(tmp_path / "judged", rounds=1))
+    rows = [
+        {"question_id": f"q{i:02d}", "correct": i in RIGHT or i == 8, "exact_match": i in RIGHT, **dict.fromkeys(JUDGING, 0)}
+        for i in range(27)
+    ]
+    table = pa.Table.from_pylist(rows, schema=schema.CORRECTNESS)
+    commit(store, "rounds/000/correctness", {"rows": 27, "judge": "nli"}, {"correctness.parquet": table})
+    page = Page(write_report(store.root, [store.root]))
+    assert page.cells("Entropy against correctness", "0", "right by nli", "9")[2:] == ["9", "1", "5", "12", "3"]
+    assert page.cells("Entropy against correctness", "0", "exact match", "8")[2:] == ["8", "2", "5", "12", "3"]
+    assert "Sure and wrong: 1 of 10 known questions in round 0 (right by nli)" in page.rows
 
 
 def test_drift_is_shown_from_the_second_round_on(page: Page) -> None:
@@ -443,7 +465,7 @@ def test_lost_files_are_a_note_and_the_rest_is_shown(tmp_path: Path) -> None:
     Storage(root).delete("rounds/000/hidden_states")
     page = Page(write_report(str(tmp_path / "out"), [root]))
     assert re.match("Left out: .*rounds/000/hidden_states cannot be read", page.said("Hidden states of the chosen layer"))
-    assert page.cells("Entropy against correctness", "0", "8")[1] == "8"
+    assert page.cells("Entropy against correctness", "0", "exact match", "8")[2] == "8"
 
 
 def test_a_run_directory_that_moved_is_read_where_it_is_now(tmp_path: Path) -> None:
@@ -458,7 +480,7 @@ def test_gold_answers_of_a_file_apart_are_used(tmp_path: Path) -> None:
     table = pa.Table.from_pylist([{"question_id": "q00", "question": "?", "answers": ["Answer 0"]}], schema=schema.QUESTIONS)
     commit(RunStore(root), "answers", {"rows": 1}, {"part.parquet": table})
     page = Page(write_report(str(tmp_path / "out"), [root]))
-    assert page.cells("Entropy against correctness", "0", "1") == ["0", "1", "0", "0", "0", "29"]
+    assert page.cells("Entropy against correctness", "0", "exact match", "1") == ["0", "exact match", "1", "0", "0", "0", "29"]
 
 
 def test_several_runs_stand_beside_each_other(run: str, tmp_path: Path) -> None:
