@@ -136,12 +136,14 @@ def train_judge(
     started = time.monotonic()
     judge = _Trainee(encoder, max_tokens, seed)
     steps, tokens = judge.learn(learned, epochs, learning_rate, seed)
-    judge.save(out, None)
-    p = CrossEncoderJudge(out).probabilities([x.question for x in held_out], [(x.a, x.b) for x in held_out])[0]
+    partial = Path(f"{out}.partial")  # until the threshold is in it
+    judge.save(str(partial), None)
+    p = CrossEncoderJudge(str(partial)).probabilities([x.question for x in held_out], [(x.a, x.b) for x in held_out])[0]
     at, accuracy = best_threshold(np.array(p), np.array([pair.same for pair in held_out]))
-    judge.save(out, at)
+    judge.save(str(partial), at)
     fitted = Fitted(len(learned), steps, tokens, time.monotonic() - started, at, len(held_out), accuracy)
-    (Path(out) / "training.json").write_text(json.dumps(asdict(fitted), indent=1) + "\n")
+    (partial / "training.json").write_text(json.dumps(asdict(fitted), indent=1) + "\n")
+    partial.rename(out)
     return fitted
 
 
