@@ -55,6 +55,25 @@ def test_the_plateau_is_of_the_chosen_judge_s_figure_and_says_so(small_run: dict
     assert reason == "right by contains has not risen by 0.005 in 2 rounds"
 
 
+def test_auto_is_decided_once_and_its_threshold_kept_for_the_run(small_run: dict[str, Any], tmp_path: Path) -> None:
+    config = resolved(small_run, tmp_path)
+    (tmp_path / "run").mkdir()
+    store = RunStore(str(tmp_path / "run"))
+    loop = _Loop(config, store, Engines(config.engine))
+    loop._keep_rule(artefact(rule="two_means", threshold=1.25))
+    loop._keep_rule(artefact(rule="two_means", threshold=0.75))
+    assert loop.decided == ("two_means", 1.25)
+    (line,) = map(json.loads, store.storage.read_bytes("metrics.jsonl").splitlines())
+    assert (line["name"], line["value"], line["threshold"]) == ("entropy_rule", "two_means", 1.25)
+    again = _Loop(config, RunStore(str(tmp_path / "run")), Engines(config.engine))  # goes on where that one was
+    again._keep_rule(artefact(rule="two_means", threshold=1.25))
+    assert again.decided == loop.decided
+    by_name = config.model_copy(update={"entropy": config.entropy.model_copy(update={"rule": "two_means"})})
+    each_round = _Loop(by_name, store, Engines(config.engine))
+    each_round._keep_rule(artefact(rule="two_means", threshold=1.25))
+    assert each_round.decided is None, "a rule that is given by name finds its threshold in each round"
+
+
 def test_a_question_that_stands_twice_is_kept_once_and_said(tmp_path: Path) -> None:
     rows = [
         {"id": "a", "question": "Who employs Quegrerk?", "answers": ["x"]},
