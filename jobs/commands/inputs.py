@@ -23,7 +23,7 @@ from ka2l_ray.questions import labels_of, read_rows, row_id, training_target
 from ka2l_ray.store.artefacts import Artefact, StageDirectory, committed_artefact
 from ka2l_ray.store.storage import Storage, file_digest
 
-SAMPLED = pa.schema([schema.SAMPLES.field(name) for name in ("question_id", "question", "generations")])
+SAMPLED = pa.schema([schema.SAMPLES.field(name) for name in ("question_id", "question", "generations", "finish_reasons")])
 
 
 class Inputs:
@@ -203,7 +203,10 @@ def _sampled(place: str, row: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{place}: 'generations' must be a list of answers")
     if not generations:
         raise UserError(f"{place}: no generations; semantic entropy is of one answer at least, and says something from two on")
-    return {"question": _question(place, row), "generations": generations}
+    ended = row.get("finish_reasons")
+    if ended is not None and (not isinstance(ended, list) or len(ended) != len(generations)):
+        raise UserError(f"{place}: 'finish_reasons' must be a list, one (stop or length) for each of 'generations'")
+    return {"question": _question(place, row), "generations": generations, "finish_reasons": ended}
 
 
 def _answered(

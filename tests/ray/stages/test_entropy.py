@@ -99,6 +99,7 @@ def test_empty_single_and_overlong_answers_are_counted_and_said(tmp_path: Path) 
         {"id": "single", "question": question, "generations": ["physician"]},
         {"id": "empty", "question": question, "generations": ["", "physician", " ", "lawyer"]},
         {"id": "long", "question": question, "generations": ["physician " * 800, "lawyer"]},
+        {"id": "cut", "question": question, "generations": ["phys", "I don't know"], "finish_reasons": ["length", "stop"]},
     ]
     table, facts, log = entropy(write_lines(tmp_path / "samples.jsonl", rows), tmp_path / "out", *BUNDLED)
     assert table.loc["single", "semantic_entropy"] == 0
@@ -108,6 +109,10 @@ def test_empty_single_and_overlong_answers_are_counted_and_said(tmp_path: Path) 
     assert "1 questions have one answer, whose semantic entropy is 0 whatever the model knows" in log
     assert "2 answers are empty; they count as one meaning of their own" in log
     assert "verdicts are on texts longer than the judge takes" in log
+    assert (facts["cut_answers"], facts["drawn"], facts["abstentions"], facts["rule"]) == (1, 9, 1, "ka2l")
+    assert "1 of 9 answers (11.1 %) were cut at sampling.max_tokens" in log
+    assert "1 answers decline to answer" in log
+    assert table["abstains"].to_dict() == {"single": False, "empty": True, "long": False, "cut": True}
 
 
 def test_blocks_written_before_the_kill_are_not_clustered_again(tmp_path: Path) -> None:
