@@ -71,7 +71,7 @@ def greedy_correctness(
     engines: Engines,
 ) -> Artefact:
     """``schema.CORRECTNESS`` of the greedy answers of ``samples`` that have accepted ones in ``answers``, for the report."""
-    inputs = {"stage": "correctness", "samples": samples.key, "answers": answers.key}
+    inputs: dict[str, Any] = {"stage": "correctness", "samples": samples.key, "answers": answers.key}
     inputs["correctness"] = correctness_identity(config, reading)
 
     def build(work: Storage) -> dict[str, Any]:
