@@ -25,7 +25,7 @@ from ka2l_ray.semantics.judges import make_judge
 from ka2l_ray.semantics.judges.nli import NLIJudge
 from ka2l_ray.uncertainty.scores import answer_scores, column_of
 
-NAMED_JUDGES = ("exact", "nli", "embedding")
+NAMED_JUDGES = ("exact", "contains", "nli", "embedding")
 
 
 class Uncertainty:
@@ -35,7 +35,7 @@ class Uncertainty:
         model: directory, hub name or ``bundled:student``; a loaded transformers or PEFT model; or the ``model`` of another
             scorer, probe or learner. Left out: only answers that were sampled elsewhere can be scored, by ``of``.
         tokenizer: of a loaded model.
-        judge: who says that two answers mean the same: ``exact``, ``nli``, ``embedding`` (with their default models), the path
+        judge: who says that two answers mean the same: ``exact``, ``contains``, ``nli``, ``embedding`` (default models), a path
             or hub name of an NLI model, ``bundled:judge``, or a judge (``ka2l_ray.semantics.judges``).
         k: answers a question.
         temperature: of the k answers.
