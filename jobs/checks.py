@@ -18,7 +18,7 @@ from ka2l_ray.jobs.stages.bert_score import bert_score_identity
 from ka2l_ray.jobs.stages.questions import input_key
 from ka2l_ray.models.model_files import check_is_model, layers_of, skeleton
 from ka2l_ray.models.prompts import load_prompter
-from ka2l_ray.questions import QuestionReader
+from ka2l_ray.questions import read_rows
 from ka2l_ray.schema import SCHEMA_VERSION
 from ka2l_ray.semantics.judges import judge_place, verdict_identity
 from ka2l_ray.semantics.language import check_language
@@ -49,7 +49,7 @@ def _check_judges(config: RunConfig) -> None:
         settings: JudgeSettings = getattr(config, section)
         verdict_identity(settings, config.reading.normalize)
         for path in paths:
-            check_language(settings, section, (row["question"] for row in QuestionReader(path)), path)
+            check_language(settings, section, (str(row.get("question") or "") for _, row in read_rows(path)), path)
 
 
 def _check_adapters_to_come(config: RunConfig) -> None:
