@@ -126,9 +126,15 @@ class ProbingRows:
     def __init__(self, hidden_states: Storage, entropy: Storage, config: ProbeConfig) -> None:
         self.storage, self.config = hidden_states, config
         head = hidden_states.read_table("", columns=["question_id", "question", "error"])
-        wanted = ["question_id", "label", "semantic_entropy", "cluster_ids", "abstains", "bound"]
-        there = entropy.read_schema(entropy.parquet_files()[0]).names
-        judged = entropy.read_table("", columns=[name for name in wanted if name != "abstains" or name in there]).to_pylist()
+        wanted = ["question_id", "label"]
+        if config.target != "label":
+            wanted += ["semantic_entropy", "cluster_ids", "abstains", "bound"]
+            there = entropy.read_schema(entropy.parquet_files()[0]).names
+            if missing := [name for name in wanted if name not in there]:
+                raise UserError(
+                    f"{entropy.url()}: probe.target {config.target} wants a column {missing[0]}; set probe.target=label"
+                )
+        judged = entropy.read_table("", columns=wanted).to_pylist()
         known = {row["question_id"]: row for row in judged if row["label"] is not None}
         ids, questions = head["question_id"].to_pylist(), head["question"].to_pylist()
         failed = head["error"].is_valid().to_pylist()
@@ -147,7 +153,7 @@ class ProbingRows:
                     "leave out sampling.stop_when_decided and entropy.label_only"
                 )
             soft = [soft_target(config.target, row["semantic_entropy"], row["cluster_ids"]) for row in labelled]
-            silent = [row["label"] == 1 and row.get("abstains", False) for row in labelled]  # one meaning, and no knowledge
+            silent = [row["label"] == 1 and row["abstains"] for row in labelled]  # one meaning, and no knowledge
             self.targets = np.where(silent, 1.0, soft).astype(np.float32)
         first = hidden_states.read_schema(hidden_states.parquet_files()[0])
         self.layers = sorted(int(name.removeprefix("layer_")) for name in first.names if name.startswith("layer_"))

@@ -52,7 +52,7 @@ def test_stopping_rules(case: dict[str, Any], words: str | None, small_run: dict
 def test_the_plateau_is_of_the_chosen_judge_s_figure_and_says_so(small_run: dict[str, Any], tmp_path: Path) -> None:
     small_run["evaluation"]["judge"] = "contains"
     reason = stopped(small_run, tmp_path, rounds=3, curve=[0.1, 0.3, 0.301, 0.302], plateau_rounds=2)
-    assert reason == "right by contains has not risen by 0.005 in 2 rounds"
+    assert reason == "right by contains on the test set has not risen by 0.005 in 2 rounds"
 
 
 def test_auto_is_decided_once_and_its_threshold_kept_for_the_run(small_run: dict[str, Any], tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def trivia_run(shared_data: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_pool_of_which_nothing_is_known_is_ranked_by_semantic_entropy(trivia_run: dict[str, Any], tmp_path: Path) -> None:
+    trivia_run["entropy"]["rule"] = "ka2l"
     done = ka2l("run", write_config(trivia_run, tmp_path))
     assert done.returncode == 0, done.stderr
     assert "all 60 questions of the probing set are labelled unknown: no probe can be fitted" in done.stderr
