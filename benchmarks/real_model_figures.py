@@ -72,10 +72,11 @@ def entropy_figures(found: Mapping[str, Found], judges: Sequence[str]) -> dict[s
         for meaning in judges:
             for name in MAIN:
                 each = found[name]
+                area = low = high = measures.NAN
                 if measures.enough(each.wrong[correct]):
                     low, high = measures.interval(each.wrong[correct], each.entropy[meaning])
                     area = measures.auroc(each.wrong[correct], each.entropy[meaning])
-                    whole.setdefault(name, {}).setdefault(meaning, {})[correct] = {"auroc": area, "low": low, "high": high}
+                whole.setdefault(name, {}).setdefault(meaning, {})[correct] = {"auroc": area, "low": low, "high": high}
             numbers.setdefault(correct, {})[meaning] = {
                 k: measures.over_seeds(
                     [
