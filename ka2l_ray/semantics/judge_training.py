@@ -138,8 +138,8 @@ def train_judge(
     steps, tokens = judge.learn(learned, epochs, learning_rate, seed)
     partial = Path(f"{out}.partial")  # until the threshold is in it
     judge.save(str(partial), None)
-    p = CrossEncoderJudge(str(partial)).probabilities([x.question for x in held_out], [(x.a, x.b) for x in held_out])[0]
-    at, accuracy = best_threshold(np.array(p), np.array([pair.same for pair in held_out]))
+    p = of_the_best(CrossEncoderJudge(str(partial)), held_out)
+    at, accuracy = best_threshold(p, np.array([pair.same for pair in held_out]))
     judge.save(str(partial), at)
     fitted = Fitted(len(learned), steps, tokens, time.monotonic() - started, at, len(held_out), accuracy)
     (partial / "training.json").write_text(json.dumps(asdict(fitted), indent=1) + "\n")
@@ -165,6 +165,16 @@ def split(pairs: Sequence[TrainingPair], seed: int) -> tuple[list[TrainingPair],
             f"{LEAST_VALIDATION} of both kinds are needed; give more judged pairs that have a question"
         )
     return [pair for pair in unequal if not held_out(pair.question)], validation
+
+
+def of_the_best(judge: CrossEncoderJudge, judged: Sequence[TrainingPair]) -> NDArray[np.float64]:
+    """Greatest probability of each judged answer over all that it may mean, as correctness asks: with nine aliases a judge has
+    nine chances to say yes, and needs a higher threshold than with one."""
+    asked = [(i, accepted) for i, pair in enumerate(judged) for accepted in pair.accepted or (pair.a,)]
+    pairs = [(accepted, judged[i].b) for i, accepted in asked]
+    found = np.zeros(len(judged))
+    np.maximum.at(found, [i for i, _ in asked], judge.probabilities([judged[i].question for i, _ in asked], pairs)[0])
+    return found
 
 
 def best_threshold(p: NDArray[np.float64], same: NDArray[np.bool_]) -> tuple[float, float]:

@@ -43,6 +43,8 @@ class TrainingPair(NamedTuple):
     same: bool
     judged: bool
     """Somebody judged this very pair; else it was made from a pool."""
+    accepted: tuple[str, ...] = ()
+    """Of a judged answer ``b``: all that it may mean, where that is known; ``a`` is the one most like it."""
 
 
 @dataclass
@@ -100,7 +102,8 @@ def judged_pairs(path: str, out: Held) -> Iterator[TrainingPair]:
         if question and question in out:
             continue
         gold = row.get("gold") or [a]
-        yield TrainingPair(question or "", max(gold, key=lambda answer: likeness(answer, b)), b, LABELS[label], True)
+        nearest = max(gold, key=lambda answer: likeness(answer, b))
+        yield TrainingPair(question or "", nearest, b, LABELS[label], True, tuple(gold))
 
 
 def likeness(a: str, b: str) -> float:

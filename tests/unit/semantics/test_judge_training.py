@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from ka2l_ray.jobs.commands.cli import app
-from ka2l_ray.semantics.judge_training import best_threshold, split
+from ka2l_ray.semantics.judge_training import best_threshold, of_the_best, split
 from ka2l_ray.semantics.judges.cross_encoder import THRESHOLD_KEY, CrossEncoderJudge
 from ka2l_ray.semantics.training_pairs import Held, TrainingPair, held, judged_pairs, other_number, pool, pool_pairs, reworded
 
@@ -198,3 +198,15 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_is_paid_for(
     assert result.exit_code == 2, result.output
     assert told in result.stderr
     assert not (tmp_path / "judge").exists()
+
+
+def test_a_judged_answer_has_the_chance_of_its_best_accepted_one() -> None:
+    class Likes:
+        def probabilities(self, questions: Any, pairs: Any) -> tuple[list[float], set[int]]:
+            return [{"Thames": 0.1, "the Isis": 0.7, "Rome": 0.4}[a] for a, _ in pairs], set()
+
+    judged = [
+        TrainingPair("Which river?", "Thames", "Isis", True, True, ("Thames", "the Isis")),
+        TrainingPair("Which town?", "Rome", "Bern", False, True),
+    ]
+    assert of_the_best(Likes(), judged).tolist() == [0.7, 0.4]  # type: ignore[arg-type]
