@@ -158,7 +158,7 @@ def split(pairs: Sequence[TrainingPair], seed: int) -> tuple[list[TrainingPair],
         return bool(question) and derive_seed(seed, "threshold", normalize_question(question)) < VALIDATION * 2**64
 
     unequal = [pair for pair in pairs if normalize_answer(pair.a) != normalize_answer(pair.b)]
-    validation = [pair for pair in unequal if pair.judged and held_out(pair.question)]
+    validation = list(dict.fromkeys(pair for pair in unequal if pair.judged and held_out(pair.question)))
     if len(validation) < LEAST_VALIDATION or len({pair.same for pair in validation}) < 2:
         raise UserError(
             f"{len(validation)} judged pairs to choose the threshold on (those of {VALIDATION:.0%} of the questions), and "
