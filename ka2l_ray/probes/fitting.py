@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from ka2l_ray.config import ProbeConfig
 from ka2l_ray.probes.networks import Kind, LinearProbe, Probe, logit_of, make_probe, p_unknown
 from ka2l_ray.seeds import derive_seed
-from ka2l_ray.uncertainty.calibration import Figures, isotonic_regression, log_loss, platt_scaling
+from ka2l_ray.uncertainty.calibration import ISOTONIC_FROM, Figures, isotonic_regression, log_loss, platt_scaling
 from ka2l_ray.uncertainty.ranking import concordance
 
 DEFAULTS = ProbeConfig()
 FOLDS = 5
-ISOTONIC_FROM = 1000
 """Rows from which isotonic calibration is no worse than Platt's (Niculescu-Mizil and Caruana, 2005)."""
 CHUNK = 4096  # rows of one forward pass
 LEAST_GAIN = 0.02

@@ -17,9 +17,9 @@ from itertools import combinations
 
 from ka2l_ray.normalization import normalize_answer
 from ka2l_ray.seeds import derive_seed
+from ka2l_ray.uncertainty.calibration import wilson
 
 STRATA = ("merged", "merged, borderline", "separated", "separated, borderline")
-Z = 1.959964
 """Of an interval of 95 %."""
 
 
@@ -173,10 +173,3 @@ def stratified(parts: Sequence[tuple[int, int, int]]) -> Estimate:
     variance = sum(weight**2 * p * (1 - p) / n for weight, n, p in softened)
     low, high = wilson(value, centre * (1 - centre) / variance)
     return Estimate(value, low, high, pairs)
-
-
-def wilson(share: float, n: float) -> tuple[float, float]:
-    """Wilson's interval of 95 % for a share seen in ``n`` draws."""
-    middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -18,6 +18,9 @@ from ka2l_ray.uncertainty.ranking import auroc
 
 BINS = 10
 LEAST_ROWS = 20  # of a point in a reliability diagram
+Z = 1.959964  # of a normal distribution, 95 % lie within so many standard deviations
+ISOTONIC_FROM = 1000
+"""Rows from which a curve is fitted by isotonic regression, by Platt scaling below: of few, steps are noise."""
 KEEPS_ORDER = 0.01
 """Share of Platt's curve in an isotonic one: what isotonic regression ties stays in its order."""
 
@@ -117,11 +120,16 @@ def reliability(truth: Truth, p: Floats) -> list[Bin]:
     found = []
     for at in np.array_split(np.argsort(p, kind="stable"), bins):
         if len(at):
-            n, share, z = len(at), float(true[at].mean()), 1.96
-            middle, width = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-            low, high = (max(0.0, min(1.0, (middle + side * width) / (1 + z**2 / n))) for side in (-1, 1))
-            found.append(Bin(float(p[at].mean()), share, n, low, high))
+            share = float(true[at].mean())
+            found.append(Bin(float(p[at].mean()), share, len(at), *wilson(share, len(at))))
     return found
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Wilson's (1927) interval of 95 % for a share seen in ``n`` draws."""
+    middle = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def platt_scaling(logit: Floats, truth: Truth) -> tuple[float, float]:
@@ -148,7 +156,7 @@ def _newton(x: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[float,
 
     found = np.zeros(2)
     for _ in range(100):
-        p = _sigmoid(features @ found)
+        p = sigmoid(features @ found)
         gradient = features.T @ (p - target)
         curvature = (features * (p * (1 - p))[:, None]).T @ features + 1e-10 * np.eye(2)
         step = np.linalg.solve(curvature, gradient)
@@ -178,10 +186,10 @@ def isotonic_regression(logit: Floats, truth: Truth) -> tuple[NDArray[np.float64
     wide = np.linspace(x.min() - x.std(), x.max() + x.std(), 64)
     knots = np.union1d([block[2] for block in blocks], wide)
     risen = np.interp(knots, [block[2] for block in blocks], [block[1] for block in blocks])
-    return knots, (1 - KEEPS_ORDER) * risen + KEEPS_ORDER * _sigmoid(slope * knots + offset)
+    return knots, (1 - KEEPS_ORDER) * risen + KEEPS_ORDER * sigmoid(slope * knots + offset)
 
 
-def _sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
+def sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
     p: NDArray[np.float64] = 1 / (1 + np.exp(-z.clip(-500, 500)))
     return p
 

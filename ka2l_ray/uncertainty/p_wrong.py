@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ka2l_ray.errors import UserError
-from ka2l_ray.uncertainty.calibration import calibration_error, isotonic_regression, platt_scaling
+from ka2l_ray.uncertainty.calibration import ISOTONIC_FROM, calibration_error, isotonic_regression, platt_scaling, sigmoid
 from ka2l_ray.uncertainty.scores import FOLDS, fold_of, regress
 
 Method = Literal["platt", "isotonic"]
@@ -22,8 +22,6 @@ Wrong = Sequence[bool | None]
 """(n,) whether each question's answer is wrong; None: not known."""
 Rows = NDArray[np.bool_]
 
-ISOTONIC_FROM = 1000
-"""Labelled questions from which p(wrong) is fitted by isotonic regression, by Platt scaling below: of few, steps are noise."""
 COMBINABLE = ("semantic entropy", "p(unknown)", "semantic-entropy probe, linear", "P(True)", "log-likelihood")
 """Scores that ``combine`` takes: what was said, what the states hold, what the model says of its answer, how likely it was."""
 COMBINED = "combined"
@@ -57,7 +55,7 @@ def calibrate(score: NDArray[np.float64], wrong: Wrong, questions: Sequence[str]
             knots, risen = isotonic_regression(score[fitting], truth[fitting])
             return np.interp(score[judged], knots, risen)
         slope, offset = platt_scaling(score[fitting], truth[fitting])
-        return 1 / (1 + np.exp(-(slope * score[judged] + offset)))
+        return sigmoid(slope * score[judged] + offset)
 
     p = cross_fitted(predict, labelled, truth, questions)
     error = calibration_error(truth[labelled], p[labelled])

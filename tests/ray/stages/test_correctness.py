@@ -33,14 +33,14 @@ def facts(directory: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def test_set(tmp_path_factory: pytest.TempPathFactory) -> str:
+def asked_of_the_world(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Forty questions of the bundled world, the accepted answer in words that the student may not choose."""
     rows = [{**row, "answers": [row["answers"][-1]]} for row in World().rows("test")[::40][:40]]  # type: ignore[index]
     return write_lines(tmp_path_factory.mktemp("test") / "test.jsonl", rows)
 
 
-def test_a_model_judges_in_its_own_worker_and_its_verdicts_are_kept(test_set: str, tmp_path: Path) -> None:
-    given = ("evaluate", "--model", "bundled:student", "--test", test_set, "-o", "preset=bundled-world", *NLI)
+def test_a_model_judges_in_its_own_worker_and_its_verdicts_are_kept(asked_of_the_world: str, tmp_path: Path) -> None:
+    given = ("evaluate", "--model", "bundled:student", "--test", asked_of_the_world, "-o", "preset=bundled-world", *NLI)
     given += ("-o", f"evaluation.cache={tmp_path / 'verdicts'}", "-o", "evaluation.bootstrap=50")
     said = command(*given, "--out", str(tmp_path / "first"))
     rows = pd.read_parquet(tmp_path / "first")

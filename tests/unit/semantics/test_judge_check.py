@@ -14,8 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from ka2l_ray.jobs.commands.cli import app
-from ka2l_ray.semantics.judge_check import STRATA, AnswerPair, Draw, answer_pairs, check, shares, stratified, wilson
+from ka2l_ray.semantics.judge_check import STRATA, AnswerPair, Draw, answer_pairs, check, shares, stratified
 from ka2l_ray.store.artefacts import RunStore
+from ka2l_ray.uncertainty.calibration import wilson
 
 ANSWERS = ["Paris", "Paris, France", "paris", "Lutetia", "Rome", "Rome, New York", "", "Berlin"]
 CLUSTERS = [0, 0, 0, 0, 1, 2, 3, 4]
