@@ -24,22 +24,28 @@ def _any(words: str) -> str:
     return f"(?:{'|'.join(words.split())})"
 
 
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 _TELL = _any("say tell know determine provide answer identify give find verify locate confirm pinpoint specify ascertain")
 _ABLE = _any("found recall remember access sure certain aware familiar able see assist help comment predict guess")
 _TOLD = _any(
     "available known provided specified mentioned stated disclosed documented confirmed found listed detailed recorded determined"
-    " identified verified supplied established answered accessible calculated given"
+    " identified verified supplied established answered accessible calculated given announced named"
 )
 _FACTS = _any("information info data details? context answer sources? documentation")
 _MEANS = _any("access knowledge idea clue ability memory record")
 _INCLUDE = _any("specify provide mention include contain lead say state match")
 _NOT = r"(?:(?: \w+)? (?:do|did|can|ca|could|would|am|are|was|were|have)(?: not|n't|nt)|'m not|'re not|(?: \w+)? cannot|'ve not)"
 _IS = _any("is are was were")
+_IS_NOT = rf"(?:{_IS}(?: not|n't)|ha(?:s|ve)(?: not|n't) been)"
+_SOUGHT = _any("confirmed verified identified determined referenced checked researched retrieved obtained consulted found")
 _DOES_NOT = r"(?:do|does|did)(?: not|n't)"
 _ABOUT = _any(
     "is are was were about on of to for regarding available provided found here that in at given exists? concerning confirming"
 )
-_FROM = _any("in with from based at by here within without")
+_FROM = _any("in with from based at by here within without as because due")
 _OPENLY = _any("explicitly specifically directly clearly publicly officially readily widely definitively reliably")
 _UNKNOWN = _any("unknown unclear uncertain undisclosed unavailable unspecified undocumented")
 
@@ -54,26 +60,30 @@ PATTERNS = (
     r"^(?:don't|dont|do not|can't|cannot|can not|couldn't|could not|not able to|not possible to|impossible to|unable to|hard to"
     rf"|difficult to) (?:\w+ly )?{_TELL}\b",
     # Nothing is there to tell from.
-    rf"\b{_FACTS}\b.{{0,200}}? {_IS}(?: not|n't| un)(?: ?\w+){{0,2}} ?{_TOLD}\b",
+    rf"\b{_FACTS}\b.{{0,200}}? (?:{_IS_NOT}|{_IS} un)(?: ?\w+){{0,2}} ?{_TOLD}\b",
     rf"\b{_FACTS}\b.{{0,120}}? (?:insufficient|missing|{_DOES_NOT} {_INCLUDE})\b",
     rf"\b(?:text|passage|question|context)\b.{{0,60}}? {_DOES_NOT} {_INCLUDE}\b",
     rf"\b(?:no|not enough|insufficient|lacks|lack of)(?: \w+){{0,3}} {_FACTS}(?<!source)(?<!sources)(?:$| {_ABOUT}\b)",
+    rf"\b(?:{_FACTS}|research|verification) (?:is |are )?(?:needed|required)\b|\brequires (?:\w+ )?(?:research|verification)\b",
+    r"\b(?:insufficient|not enough|no (?:clear|sufficient)) evidence\b",
     rf"^no (?:\w+ ){{1,4}}{_TOLD}$",
+    rf"^no (?:specific|exact|precise|definitive) (?:\w+ ){{1,4}}{_TOLD}\b",
     rf"^there(?: is|'s| are) no (?:specific|exact|precise|definitive|official|reliable) (?:\w+ ){{1,6}}{_TOLD}\b",
     rf"\b(?:more|further|additional|specific) (?:\w+ )?(?:{_FACTS}|research|verification|clarification)\b.{{0,80}}? "
     r"(?:needed|required|necessary)\b",
-    rf"\b(?:exact|specific|precise|actual)\b.{{0,250}}? {_IS}(?: not|n't)(?: \w+){{0,2}} {_TOLD}\b",
+    rf"\b(?:exact|specific|precise|actual)\b.{{0,250}}? {_IS_NOT}(?: \w+){{0,2}} {_TOLD}\b",
     rf"\b(?:cannot|can't|can not|could not|couldn't)(?: \w+)? be (?:\w+ly )?{_TOLD}\b",
-    rf"\b{_IS}(?: not|n't) (?:\w+ly )?(?:provided|specified|stated|disclosed|available|known)(?:$| to me\b| {_FROM}\b)",
-    rf"\b{_IS}(?: not|n't) {_OPENLY} (?:{_TOLD}|named)\b",
+    rf"\b{_IS_NOT} (?:\w+ly )?(?:provided|specified|stated|disclosed|available|known)(?:$| to me\b| {_FROM}\b)",
+    rf"\b{_IS_NOT} {_OPENLY} {_TOLD}\b",
     r"\bnot (?:\w+ly )?(?:mentioned|given|stated) in (?:the |this )?(?:question|provided|given|available|text|context|passage)\b",
-    rf"^(?:\w+ ){{0,2}}not (?:\w+ly )?{_TOLD}(?:$| {_FROM}\b)",
-    r"\bneeds? to be (?:confirmed|verified|identified|determined|referenced|checked)\b",
+    rf"^(?:\w+ ){{0,2}}(?:not (?:\w+ly )?{_TOLD}|unavailable)(?:$| {_FROM}\b)",
+    rf"\b(?:needs? to|should|must) be (?:\w+ly )?(?:{_SOUGHT}|looked up)\b",
+    r"\b(?:will|would) be (?:provided|given|inserted)\b(?! to)",
     r"\bit(?: is|'s) (?:not (?:possible|clear|known)|impossible|difficult|hard|unclear|unknown)"
     rf"(?:$| (?:for me )?to (?:\w+ly )?{_TELL}\b| (?:who|what|when|where|which|how|whether|if)\b)",
-    rf"\b{_IS} (?:\w+ly |still )?{_UNKNOWN}(?:$| to me\b)",
+    rf"\b(?:{_IS}|remains?) (?:\w+ly |still )?{_UNKNOWN}(?:$| to me\b| {_FROM}\b)",
     r"^(?:you (?:will |would |may |might )?(?:need|have) to|you (?:should|can|could|may)|please) "
-    r"(?:search|consult|refer|check|specify|provide|find (?:this|that) information)\b",
+    r"(?:search|consult|refer|check|specify|provide|research|conduct|look|find (?:this|that) information)\b",
     r"^(?:the answer is )?(?:unknown|not known|unsure|not sure|no idea|no clue|no answer|n/a|unanswerable|undetermined|idk|dunno"
     r"|not applicable|unclear|uncertain|cannot answer|can't answer)$",
     r"^(?:nobody|no one|no-one)(?: \w+)? knows(?: for (?:sure|certain))?$",
@@ -87,15 +97,35 @@ PATTERNS = (
 """What ``default`` stands for in ``entropy.abstention_patterns``: regular expressions, searched in each clause of an answer, its
 letters small, its quotes straight, without markup, apologies and what opens it ("Unfortunately,")."""
 
+_BRACKETED = re.compile(r"[\[<{]([^\[\]<>{}]*)[\]>}]")
+_ASKED_FOR = _set("answer name names surname surnames day month year date title number doi insert winner")
+_ALONE = _set("city country state place location person team university college school author artist value amount")
+_FILLING = _set("the a an of in at for your here if known full first last exact specific correct actual final local and s")
+_TAGGED = re.compile(r"^\W*[\[<{](?:final )?answer[\]>}]\s*:?\s*(?=\w)|</\w+>", re.IGNORECASE)
+
 _GUESSES = re.compile(
     r"^(?:i(?:'d| would)? (?:\w+ )?(?:think|believe|guess|suspect|assume|say)\b|my (?:best )?guess|perhaps|maybe|probably"
-    r"|possibly|likely|(?:the )?(?:most likely|likely|best|probable|correct) )"
+    r"|possibly|likely|(?:the )?(?:most likely|likely|best|probable|correct) )|^(?!i\b|we\b|it\b).{1,60} (?:likely|probably)\b"
 )
 _TELLS = re.compile(
-    r"^(?:i(?: do| did)? (?:find|found|know that|recall|remember)\b"
-    r"|it(?:'s|'d| is| was| has| occurred| happened| took| (?:could|might|may|would) (?:be|have))\b(?! possible| not))"
+    r"^it(?:'s|'d| is| was| has| occurred| happened| took| (?:could|might|may|would) (?:be|have))\b"
+    r"(?! (?:not|possible|important|best|always|worth|recommended|essential|advisable|crucial|common)\b)"
+    r"|^i(?: do| did)? (?:find|found|know|recall|remember) that (?:he|she|it|they)\b"
 )
-_SAYS = re.compile(r"^i can (?:tell you|say) that\b")
+_KIND = re.compile(r"(?<=\bwhat )\w+|(?<=\bwhich )\w+")
+"""What kind of thing was asked for: an answer puts the thing itself there."""
+_FOUND = r"i (?:do |did |can )?(?:find|found|know|recall|remember|tell|say)\b"
+_FOUND_THAT = re.compile(rf"^{_FOUND}(?: you)? that\b")
+_ASKS = re.compile(rf"^(?:could|can|would|do) you\b|^if\b|^(?:(?!{_FOUND})i|we)\b")
+_STOP_WORDS = _set(
+    "a an and are as at be been by did do does for from had has have he her his in is it its of on or she that the their they this"
+    " s to was were what when where which who whom whose with how many much year month day date name i find found know can tell you"
+    " say information about after before first last"
+)
+RESTATED = 0.7
+"""Share of the question's words that what stands behind an abstention says again, where it answers after all: what was found
+out about the subject instead does not (chosen on gen_simpleqa, where an LLM said which answers attempt one; 0.6 to 0.8 do as
+well)."""
 _WANTS_A_NUMBER = re.compile(
     r"^when\b|\bhow (?:many|much|old|tall|long|far|high|heavy|deep|large|fast)\b"
     r"|\b(?:what|which)(?: \w+,?){0,3} (?:year|date|day|month|age|number|population|percentage)\b"
@@ -104,8 +134,8 @@ _DOUBT = re.compile(r"\b(?:verify|verified|confirm|confirmed|sure|certain|guaran
 _OPENING = re.compile(
     r"^(?:(?:(?:i am|i'm|we are|we're|my) )?(?:very |really |so |deeply )?(?:sorry|apologies|apologize|apologise|afraid)\b"
     r"(?: (?:but|that|for)\b)?|unfortunately|regrettably|sadly|honestly|however|but|though|although|still|that said|well|hmm|note"
-    r"|as an? (?:large )?(?:ai|language)\b[^,]*|(?:based on|according to|without|given) [^,]*(?=,)|to be honest|to my knowledge)"
-    r"\b[,:; ]*"
+    r"|as an? (?:large )?(?:ai|language)\b[^,]*|(?:based on|according to|without|given|after) [^,]*(?=,)|to be honest"
+    r"|to my knowledge)\b[,:; ]*"
 )
 _CLAUSES = re.compile(
     r"(?<!\b[a-z])(?<!\b(?:dr|mr|ms|st|jr|sr|no|vs|mt))(?<!\b(?:mrs|gen|col|rev))(?<!\bprof)[.!?]+(?:\s+|$)|[。\n]+|;"
@@ -123,28 +153,53 @@ def abstains(answer: str, question: str = "", patterns: Sequence[str] = PATTERNS
         question: what was asked, where it is known: what is told instead of a number that was asked for is no answer.
         patterns: regular expressions, see ``PATTERNS``.
     """
-    declines = _compiled(tuple(patterns))
+    declines, asked = _compiled(tuple(patterns)), _folded(question)
     abstained = answered = False
-    for clause, contrasts in _clauses(answer):
+    told = ""  # since it abstained
+    for clause, contrasts in _clauses(answer, question):
         if declines.search(clause):
             # Behind an answer, doubts ("though I cannot confirm it") and notes ("(the month is not known)") take nothing back.
             abstained |= not answered or (contrasts and not _DOUBT.search(clause))
             answered &= not abstained
         elif not abstained:
             answered = True
-        elif _answers_after_all(clause, question.casefold()):
-            abstained, answered = False, True
+        else:
+            told = told if _ASKS.match(clause) else f"{told} {clause}"
+            if _answers_after_all(clause, told, asked):
+                abstained, answered, told = False, True, ""
     return abstained
 
 
-def _answers_after_all(clause: str, question: str) -> bool:
-    """Whether a clause behind an abstention answers: a guess does, what is found instead where it could be what was asked for."""
+def _answers_after_all(clause: str, told: str, question: str) -> bool:
+    """Whether an abstention is taken back: by a guess, or by what tells the thing that was asked for.
+
+    Args:
+        told: what stands between the abstention and here, the clause included.
+    """
     if _GUESSES.match(clause):
         return True
-    if _WANTS_A_NUMBER.search(question):
-        new = set(re.findall(r"\d+", clause)) - set(re.findall(r"\d+", question))
-        return bool(new) and bool(_TELLS.match(clause) or _SAYS.match(clause))
-    return _TELLS.match(clause) is not None
+    if _WANTS_A_NUMBER.search(question) and not set(re.findall(r"\d+", clause)) - set(re.findall(r"\d+", question)):
+        return False
+    if _TELLS.match(clause):
+        return True
+    asked, said = _stems(_KIND.sub("", question)), _stems(told)
+    if not asked:
+        return _FOUND_THAT.match(clause) is not None
+    return not _ASKS.match(clause) and len(asked & said) >= RESTATED * len(asked) and bool(_stems(clause) - asked)
+
+
+def _stems(text: str) -> set[str]:
+    return {word[:5] for word in re.findall(r"\w+", text) if word not in _STOP_WORDS}
+
+
+def _is_placeholder(bracketed: str, question: str) -> bool:
+    """Whether what stands in brackets holds an answer's place, "[Name of the winner]", saying what the question says already."""
+    words = re.findall(r"\w+", bracketed.casefold())
+    if len(words) == 1 and words[0] in _ALONE:
+        return True
+    said, asked = _ASKED_FOR | _FILLING | _ALONE, _stems(question.casefold())
+    new = sum(word not in said and word[:5] not in asked for word in words)
+    return not _ASKED_FOR.isdisjoint(words) and 10 * new <= len(words)
 
 
 @lru_cache(maxsize=16)
@@ -152,11 +207,17 @@ def _compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)", re.IGNORECASE)
 
 
-def _clauses(answer: str) -> list[tuple[str, bool]]:
-    """Folded clauses of an answer that say something, and whether each speaks of itself or against what stands before it."""
-    text = re.sub("[\u2018\u2019\u02bc`\u00b4]", "'", unicodedata.normalize("NFKC", answer))
+def _folded(text: str) -> str:
+    """In small letters, quotes and dashes straight, quotations and titles hidden: what a name is made of says nothing."""
+    text = re.sub("[\u2018\u2019\u02bc`\u00b4]", "'", unicodedata.normalize("NFKC", text))
     text = re.sub("[\u2010-\u2015]", "-", re.sub("[\u201c\u201d]", '"', text))
-    text = _TITLE.sub("Title", _QUOTED.sub("Title", text)).casefold()  # words that a name is made of say nothing
+    return _TITLE.sub("Title", _QUOTED.sub("Title", text)).casefold()
+
+
+def _clauses(answer: str, question: str) -> list[tuple[str, bool]]:
+    """Folded clauses of an answer that say something, and whether each speaks of itself or against what stands before it."""
+    text = _TAGGED.sub(" ", answer)
+    text = _folded(_BRACKETED.sub(lambda found: "unknown. " if _is_placeholder(found[1], question) else found[0], text))
     text = re.sub(r'["*_\[\]<>{}#]', "", text)
     text = re.sub(r"^\s*(?:final )?answer\s*:\s*", "", text)
     clauses = []

@@ -64,6 +64,52 @@ def test_what_is_told_instead_of_the_number_asked_for_is_no_answer() -> None:
     assert not abstains(told.format("he was a botanist"), "What was his profession?")
 
 
+@pytest.mark.parametrize(
+    ("answer", "question"),
+    [
+        ("[answer].", ""),
+        ('[answer]" where [answer] is your complete answer.', ""),
+        ("The secret identity is [insert name here].", ""),
+        ("[Day], [Month], [Year]", "When was it?"),
+        (
+            "[The surname of the individual who won the prize in 1958]",
+            "What is the surname of the individual who won the prize in 1958?",
+        ),
+        ("[The population of Darrud would need to be looked up.]", "What was the population of Darrud?"),
+    ],
+)
+def test_an_empty_place_is_no_answer(answer: str, question: str) -> None:
+    assert abstains(answer, question)
+
+
+@pytest.mark.parametrize(
+    ("answer", "question"),
+    [
+        ("[Paris]", "What is the capital of France?"),
+        ("[Answer]: Paris", "What is the capital of France?"),
+        ("<answer>Paris</answer>", "What is the capital of France?"),
+        ("[The High School of the Holy Name]", "Which high school did she attend?"),
+        ("The list is [1, 2, 3].", "What does it print?"),
+    ],
+)
+def test_brackets_may_hold_an_answer(answer: str, question: str) -> None:
+    assert not abstains(answer, question)
+
+
+def test_what_is_told_behind_an_abstention_answers_where_it_is_what_was_asked_for() -> None:
+    question = "Which mycologist circumscribed the genus Lillicoa?"
+    told = "I'm not aware of a mycologist named Lillicoa. However, I found that {}"
+    assert abstains(told.format("Lillicoa is a genus of fungi."), question)
+    assert not abstains(told.format("the genus Lillicoa was circumscribed by Desjardin."), question)
+    assert not abstains(told.format("Lillicoa is a genus of fungi. It was circumscribed by Desjardin."), question)
+    assert abstains(
+        told.format("Lillicoa is a genus. Could you say more of the genus Lillicoa and who circumscribed it?"), question
+    )
+    born = "I couldn't find any James Young. However, I found information on a James Young from Ohio. "
+    assert abstains(born, "In what year was James Young of Ohio born?")
+    assert not abstains(born + "James Young was born in 1838.", "In what year was James Young of Ohio born?")
+
+
 def test_patterns_of_a_configuration_stand_beside_or_instead_of_the_defaults() -> None:
     assert not abstains("No comment.")
     assert abstains("No comment.", patterns=expanded(["default", "^no comment$"]))
@@ -92,7 +138,7 @@ def marked() -> dict[str, list[tuple[bool, bool, str]]]:
 
 def test_precision_and_recall_on_marked_answers() -> None:
     sets = marked()
-    assert [len(rows) for rows in sets.values()] == [200, 150, 150, 120]
+    assert [len(rows) for rows in sets.values()] == [200, 150, 150, 120, 250, 200]
     for rows in (sets["first"], [row for each in sets.values() for row in each]):
         right = sum(mark and found for mark, found, _ in rows)
         assert right / sum(found for _, found, _ in rows) >= 0.95, [text for mark, found, text in rows if found and not mark]
