@@ -1,13 +1,16 @@
 """Semantic entropy on real models' answers, as docs/semantic_entropy.md with its plots.
 
-    python benchmarks/real_answers.py
+    make models && python benchmarks/learned_judge.py train
+    python benchmarks/real_answers.py [--judge DIR]
 
 Reads ../shared/data (gen_*_10x.jsonl, gen_triviaqa_qwen25_3b_10x.jsonl, gen_date_codex40.jsonl, pairs_qa_equivalence.jsonl).
+Meanings of words are told by the learned judge, those of numbers and dates by exact match.
 What the page concludes stands in docs/semantic_entropy.md.j2; every figure in it is put in here.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,18 +27,25 @@ from semantic_entropy import SHARED, OracleJudge
 from ka2l_ray.report.figures import COLOURS, MARKERS, STYLE
 from ka2l_ray.semantics.clustering import Clustering, Judge, cluster_answers
 from ka2l_ray.semantics.entropy import KA2L_THRESHOLD, bias_corrected_entropy, semantic_entropy, threshold
+from ka2l_ray.semantics.judges.contains import ContainsJudge
+from ka2l_ray.semantics.judges.cross_encoder import CrossEncoderJudge
 from ka2l_ray.semantics.judges.exact import ExactJudge
 from ka2l_ray.semantics.judges.nli import NLIJudge
 from ka2l_ray.semantics.pairs import judge_pairs
+from ka2l_ray.semantics.reliability import Reliability, half_entropies, reliability
+from ka2l_ray.uncertainty.calibration import calibration_error
+from ka2l_ray.uncertainty.p_wrong import calibrate
 from ka2l_ray.uncertainty.ranking import auroc
 from ka2l_ray.uncertainty.scores import Quality, answer_scores, quality
 from ka2l_ray.world import bundled_path
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 BALANCED = {"gen_triviaqa_10x": "TriviaQA", "gen_sciq_10x": "SciQ"}
 RULES = ("ka2l", "two_means", "quantile")
 NUMBERS = (2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 40)
 DRAWS = 20  # of N answers out of 40
+BY_EXACT = "semantic entropy, exact match"
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -49,11 +59,17 @@ def clustered(rows: list[dict[str, Any]], judge: Judge, **how: Any) -> list[Clus
 
 
 class File:
-    """One file's rows with their clusters by exact match, and whether the answer is wrong."""
+    """One file's rows with their clusters by a judge and by exact match, and whether the answer is wrong."""
 
-    def __init__(self, name: str, title: str, truth: str = "greedy_correct_llm_verdict") -> None:
+    def __init__(self, name: str, title: str, judge: Judge | None = None, truth: str = "greedy_correct_llm_verdict") -> None:
+        """
+        Args:
+            judge: None is exact match.
+        """
         self.title, self.rows = title, read(name)
-        self.found = clustered(self.rows, ExactJudge())
+        self.exact = clustered(self.rows, ExactJudge())
+        self.found = self.exact if judge is None else clustered(self.rows, judge)
+        self.judged = judge is not None
         self.entropies = np.array([semantic_entropy(each.cluster_ids) for each in self.found])
         self.wrong = np.array([not row[truth] for row in self.rows])
         self.model = np.array([row["model"] for row in self.rows])
@@ -68,6 +84,8 @@ class File:
         given = {"ref_p_true_score": "P(True), the source's", "ref_cluster_entropy": "cluster entropy, the source's"}
         given |= {"source_embedding_cluster_entropy": "embedding cluster entropy, the source's"}
         for at, i in enumerate(mine):
+            if self.judged:
+                scores[at][BY_EXACT] = semantic_entropy(self.exact[i].cluster_ids)
             for column, name in given.items():
                 value = self.rows[i].get(column)
                 if value is not None:
@@ -97,6 +115,26 @@ class File:
             )
             found.append(row)
         return found
+
+    def repeatability(self, model: str) -> Reliability:
+        """Of the labels that rule ``ka2l`` gives one model's questions."""
+        mine = np.flatnonzero(self.model == model)
+        halves = [half_entropies(str(i), self.found[i].cluster_ids, [False] * len(self.found[i].cluster_ids)) for i in mine]
+        pairs = [each for each in halves if each is not None]
+        entropies, without = np.stack([each[0] for each in pairs]), np.stack([each[1] for each in pairs])
+        share = float((self.entropies[mine] >= KA2L_THRESHOLD).mean())
+        half = float(np.mean([len(self.found[i].cluster_ids) // 2 for i in mine]))
+        return reliability(entropies, without, KA2L_THRESHOLD, share_unknown=share, half=half)
+
+    def p_wrong(self) -> dict[str, Any]:
+        """p(wrong) with every row labelled, and with every fourth, held against the others."""
+        every = calibrate(self.entropies, self.wrong.tolist(), self.questions)
+        fourth = np.arange(len(self.rows)) % 4 == 0
+        known = [bool(wrong) if known else None for wrong, known in zip(self.wrong, fourth, strict=True)]
+        some = calibrate(self.entropies, known, self.questions)
+        p, truth = some.p_wrong[~fourth], self.wrong[~fourth]
+        others = {"error": calibration_error(truth, p), "brier": float(np.mean((p - truth) ** 2))}
+        return {"every": every, "some": some, "others": others, "base": every.wrong * (1 - every.wrong)}
 
 
 def policies(rows: list[dict[str, Any]], judge: Judge) -> dict[str, float]:
@@ -136,13 +174,13 @@ def convergence(rows: list[dict[str, Any]], found: list[Clustering]) -> dict[str
     return {name: np.array(values) for name, values in figures.items()}
 
 
-def by_number(file: File) -> dict[int, float]:
+def by_number(file: File, found: Sequence[Clustering]) -> dict[int, float]:
     """AUROC of semantic entropy by its first N answers, mean over models."""
-    found = {}
+    aurocs = {}
     for n in range(2, 11):
-        entropies = np.array([semantic_entropy(each.cluster_ids[:n]) for each in file.found])
-        found[n] = float(np.mean([auroc(file.wrong[file.model == m], entropies[file.model == m]) for m in file.models()]))
-    return found
+        entropies = np.array([semantic_entropy(each.cluster_ids[:n]) for each in found])
+        aurocs[n] = float(np.mean([auroc(file.wrong[file.model == m], entropies[file.model == m]) for m in file.models()]))
+    return aurocs
 
 
 def draw_aurocs(tables: dict[str, dict[str, list[Quality]]], path: Path) -> None:
@@ -195,12 +233,16 @@ def draw_entropies(files: Sequence[File], path: Path) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--judge", type=Path, default=ROOT / "outputs/learned_judge/judge", help="a cross-encoder")
+    place = parser.parse_args().judge
     if not SHARED.is_dir():
         raise SystemExit(f"the public answers are not there ({SHARED})")
+    learned = CrossEncoderJudge(str(place))
     figures = DOCS / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    files = [File(name, title) for name, title in {**BALANCED, "gen_math_10x": "maths"}.items()]
-    sentences = File("gen_triviaqa_qwen25_3b_10x", "TriviaQA, sentences", "source_majority_correct_rougeL")
+    files = [*(File(name, title, learned) for name, title in BALANCED.items()), File("gen_math_10x", "maths")]
+    sentences = File("gen_triviaqa_qwen25_3b_10x", "TriviaQA, sentences", learned, "source_majority_correct_rougeL")
     aliases = np.array([np.mean(row["alias_match"]) < 0.5 for row in sentences.rows])
     tables = {file.title: {model: file.qualities(model) for model in file.models()} for file in files}
     math = files[-1]
@@ -213,6 +255,7 @@ def main() -> None:
     trivia = files[0].rows
     judges = {
         "exact": judge_pairs(ExactJudge(), pairs),
+        "contains": judge_pairs(ContainsJudge(), pairs),
         "bundled": judge_pairs(bundled, pairs),
     }
     draw_aurocs(tables, figures / "auroc.svg")
@@ -223,9 +266,13 @@ def main() -> None:
     )
     all_thresholds = {file.title: file.thresholds() for file in files}
     rows = all_thresholds[math.title]  # the one file that is drawn as it came
-    aurocs = [each for found in tables[math.title].values() for each in found]
+    mean_auroc: dict[str, dict[str, float]] = {}
+    for title, models in tables.items():
+        aurocs = [each for found in models.values() for each in found]
+        names = {each.score for each in aurocs}
+        mean_auroc[title] = {name: float(np.mean([q.auroc for q in aurocs if q.score == name])) for name in names}
     page = template.render(
-        mean_auroc={name: float(np.mean([q.auroc for q in aurocs if q.score == name])) for name in {q.score for q in aurocs}},
+        mean_auroc=mean_auroc,
         dates_rows=len(date_rows),
         dates_uncertain=sum(len(set(each.cluster_ids)) > 1 for each in date_clusters),
         growth={
@@ -240,10 +287,12 @@ def main() -> None:
         tables=tables,
         sentences=sentences.qualities(sentences.models()[0]),
         sentences_aliases=auroc(aliases, sentences.entropies),
+        sentences_exact=auroc(aliases, np.array([semantic_entropy(each.cluster_ids) for each in sentences.exact])),
         thresholds={**all_thresholds, sentences.title: sentences.thresholds()},
         rules=RULES,
         policies={
             "exact match": policies(trivia, ExactJudge()),
+            "learned": policies(trivia[::4], learned),
             "words held (`oracle` of benchmarks/semantic_entropy.py)": policies(trivia, OracleJudge()),
             "the bundled NLI judge, far from what it was trained on": policies(trivia[::4], bundled),
         },
@@ -255,8 +304,11 @@ def main() -> None:
         },
         numbers=NUMBERS,
         dates=dates,
-        by_number={file.title: by_number(file) for file in files},
+        by_number={file.title: by_number(file, file.found) for file in files},
+        by_number_exact={file.title: by_number(file, file.exact) for file in files if file.judged},
         judges=judges,
+        repeatability={file.title: [file.repeatability(model) for model in file.models()] for file in files},
+        p_wrong={file.title: file.p_wrong() for file in files},
     )
     (DOCS / "semantic_entropy.md").write_text(page)
     print(f"wrote {DOCS / 'semantic_entropy.md'}")

@@ -118,9 +118,9 @@ _FOUND = r"i (?:do |did |can )?(?:find|found|know|recall|remember|tell|say)\b"
 _FOUND_THAT = re.compile(rf"^{_FOUND}(?: you)? that\b")
 _ASKS = re.compile(rf"^(?:could|can|would|do) you\b|^if\b|^(?:(?!{_FOUND})i|we)\b")
 _STOP_WORDS = _set(
-    "a an and are as at be been by did do does for from had has have he her his in is it its of on or she that the their they this"
-    " s to was were what when where which who whom whose with how many much year month day date name i find found know can tell you"
-    " say information about after before first last"
+    "a an and are as at be been by did do does for from had has have he her his in is it its of on or she that the their they"
+    " this s to was were what when where which who whom whose with how many much year month day date name i find found know can"
+    " tell say you information about after before first last"
 )
 RESTATED = 0.7
 """Share of the question's words that what stands behind an abstention says again, where it answers after all: what was found
