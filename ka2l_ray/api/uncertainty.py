@@ -16,10 +16,11 @@ from ka2l_ray.api.table import Table
 from ka2l_ray.config import EntropyConfig, SamplingConfig
 from ka2l_ray.config_files import validate_section
 from ka2l_ray.errors import UserError
-from ka2l_ray.evaluation import exact_match
 from ka2l_ray.models.sampling import Generation
+from ka2l_ray.reading import READING
 from ka2l_ray.semantics.abstention import abstains, without_answer
 from ka2l_ray.semantics.clustering import Clustering, Judge, cluster_answers, majority_answer
+from ka2l_ray.semantics.correctness import judge_answers
 from ka2l_ray.semantics.entropy import auto_threshold, labels, threshold
 from ka2l_ray.semantics.judges import make_judge
 from ka2l_ray.semantics.judges.nli import NLIJudge
@@ -37,6 +38,8 @@ class Uncertainty:
         tokenizer: of a loaded model.
         judge: who says that two answers mean the same: ``exact``, ``contains``, ``nli``, ``embedding`` (default models), a path
             or hub name of an NLI model, ``bundled:judge``, or a judge (``ka2l_ray.semantics.judges``).
+        correctness: who says that the greedy answer is right, where accepted answers are given: the same names, or a judge made
+            ``directed``. ``exact`` is exact match, which counts whatever the judge.
         k: answers a question.
         temperature: of the k answers.
         top_p: the k answers are drawn from the likeliest tokens with this probability.
@@ -63,6 +66,7 @@ class Uncertainty:
         tokenizer: Any = None,
         *,
         judge: str | Judge = "nli",
+        correctness: str | Judge = "exact",
         k: int = 10,
         temperature: float = 1.0,
         top_p: float = 1.0,
@@ -91,6 +95,7 @@ class Uncertainty:
         self.seed = int(seed)
         self.model = None if model is None else PromptedModel.of(model, tokenizer, prompt, device)
         self.judge = _judge(judge, device)
+        self.correctness = None if correctness == "exact" else _judge(correctness, device, directed=True)
 
     def score(self, questions: Any) -> Table:
         """Answers, meanings, entropy and label of each question.
@@ -105,8 +110,8 @@ class Uncertainty:
             A table with ``question_id``, ``question``; ``generations`` (k texts), ``cluster_ids`` (the meaning of each),
             ``meanings`` (the commonest text of each), ``majority_answer``, ``greedy`` (the greedy-like answer);
             ``semantic_entropy`` (nats) and the other scores of ``uncertainty.scores``, each higher where the model seems to know
-            less; ``abstains``, ``label`` (1 unknown, 0 known). With accepted answers also these and ``correct``: whether the
-            greedy answer is among them. ``facts`` hold the threshold and the share of unknown.
+            less; ``abstains``, ``label`` (1 unknown, 0 known). With accepted answers also these, ``exact_match`` (the greedy
+            answer is among them) and ``correct`` (so says ``correctness``). ``facts`` hold the threshold and the share unknown.
         """
         if self.model is None:
             raise UserError("this scorer has no model to sample from; make one as Uncertainty(model), or score answers with of()")
@@ -197,8 +202,10 @@ class Uncertainty:
         if given.answers is not None:
             columns["answers"] = pa.array(given.answers, pa.list_(pa.string()))
             if greedy is not None:
-                pairs = zip(greedy, given.answers, strict=True)
-                columns["correct"] = [None if right is None else bool(exact_match(text, right)) for text, right in pairs]
+                accepted = [right or [] for right in given.answers]
+                right = judge_answers(given.questions, greedy, accepted, self.correctness, READING)
+                columns["exact_match"] = [each.exact_match if of else None for each, of in zip(right, accepted, strict=True)]
+                columns["correct"] = [each.correct if of else None for each, of in zip(right, accepted, strict=True)]
         facts = {
             "rule": rule,
             "threshold": at,
@@ -232,13 +239,13 @@ def _finite(likelihoods: Any, n: int, i: int) -> list[float]:
     return [float(x) for x in found]
 
 
-def _judge(judge: str | Judge, device: str | None) -> Judge:
+def _judge(judge: str | Judge, device: str | None, *, directed: bool = False) -> Judge:
     """A judge by name, or the one that was given."""
     if isinstance(judge, str):
         if judge == "nli":
             judge = EntropyConfig().nli_model
         if judge in NAMED_JUDGES:
-            return make_judge(validate_section(EntropyConfig, {"judge": judge}, "Uncertainty"))
+            return make_judge(validate_section(EntropyConfig, {"judge": judge}, "Uncertainty"), directed=directed)
         return NLIJudge(judge, device=device)
     if not hasattr(judge, "verdicts") or not hasattr(judge, "symmetric"):
         raise UserError(

@@ -56,11 +56,21 @@ def test_a_row_holds_answers_meanings_entropy_and_label_by_their_definitions(sco
         for text, cluster in zip(row["generations"], row["cluster_ids"], strict=True):
             assert (text in row["meanings"]) <= (row["meanings"][cluster] == text)
         assert row["label"] == (row["semantic_entropy"] >= 0.5)
-        assert row["correct"] == (row["greedy"] in gold)
+        assert row["exact_match"] == row["correct"] == (row["greedy"] in gold)
     labels = [row["label"] for row in rows]
     assert 0 < sum(labels) < len(labels)
     assert table.facts["share_unknown"] == sum(labels) / len(labels)
     assert table.facts["threshold"] == 0.5
+
+
+def test_a_judge_says_which_other_answers_are_right(scorer: Uncertainty, pool: pd.DataFrame) -> None:
+    told = scorer.score(pool.head(4)).to_pandas()
+    longer = pd.DataFrame({"question": told.question, "answers": [[text.split()[0]] for text in told.greedy]})
+    longer.loc[0, "answers"] = ["something else"]
+    lenient = Uncertainty(scorer.model, judge="exact", correctness="contains", k=4, max_tokens=12).score(longer).to_pandas()
+    assert lenient.greedy.tolist() == told.greedy.tolist()
+    assert lenient.correct.tolist() == [False, True, True, True]
+    assert lenient.exact_match.tolist() == [text.split() == row for text, row in zip(told.greedy, longer.answers, strict=True)]
 
 
 def test_an_answer_depends_on_seed_and_question_not_on_the_questions_beside_it(scorer: Uncertainty, pool: pd.DataFrame) -> None:
