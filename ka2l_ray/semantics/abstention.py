@@ -52,9 +52,10 @@ _UNKNOWN = _any("unknown unclear uncertain undisclosed unavailable unspecified u
 PATTERNS = (
     # I do not know, cannot find or tell, lack what it would take.
     rf"^(?:i|we){_NOT}(?: \w+){{0,3}} (?:{_TELL}|{_ABLE})\b",
-    rf"^(?:i|we){_NOT} have(?: \w+){{0,4}} (?:{_FACTS}|{_MEANS})\b",
+    rf"^(?:i|we){_NOT} (?:have|possess)(?: \w+){{0,4}} (?:{_FACTS}|{_MEANS})\b",
+    r"^(?:i|we)(?:'ve| have) never heard of\b",
     r"^(?:i|we)(?:'m| am|'re| are| was| were)?(?: \w+)? (?:unable|unaware|unfamiliar|unsure|uncertain)\b",
-    rf"^(?:i|we)(?:(?: \w+)? have|'ve) (?:no|little|not enough|insufficient) (?:\w+ )?(?:{_FACTS}|{_MEANS})\b",
+    rf"^(?:i|we)(?:(?: \w+)? have|'ve) (?:\w+ly )?(?:no|little|not enough|insufficient) (?:\w+ )?(?:{_FACTS}|{_MEANS})\b",
     rf"^(?:i|we)(?: \w+)? lack (?:\w+ ){{0,3}}{_FACTS}\b",
     rf"^(?:i|we) (?:would )?(?:need|require) (?:more|further|additional) (?:\w+ )?{_FACTS}\b",
     r"^(?:don't|dont|do not|can't|cannot|can not|couldn't|could not|not able to|not possible to|impossible to|unable to|hard to"
@@ -63,7 +64,8 @@ PATTERNS = (
     rf"\b{_FACTS}\b.{{0,200}}? (?:{_IS_NOT}|{_IS} un)(?: ?\w+){{0,2}} ?{_TOLD}\b",
     rf"\b{_FACTS}\b.{{0,120}}? (?:insufficient|missing|{_DOES_NOT} {_INCLUDE})\b",
     rf"\b(?:text|passage|question|context)\b.{{0,60}}? {_DOES_NOT} {_INCLUDE}\b",
-    rf"\b(?:no|not enough|insufficient|lacks|lack of)(?: \w+){{0,3}} {_FACTS}(?<!source)(?<!sources)(?:$| {_ABOUT}\b)",
+    rf"(?:\b(?:no|not enough|insufficient|lacks|lack of)|n't enough)(?: \w+){{0,3}} {_FACTS}(?<!source)(?<!sources)"
+    rf"(?:$| {_ABOUT}\b)",
     rf"\b(?:{_FACTS}|research|verification) (?:is |are )?(?:needed|required)\b|\brequires (?:\w+ )?(?:research|verification)\b",
     r"\b(?:insufficient|not enough|no (?:clear|sufficient)) evidence\b",
     rf"^no (?:\w+ ){{1,4}}{_TOLD}$",
@@ -79,6 +81,7 @@ PATTERNS = (
     rf"^(?:\w+ ){{0,2}}(?:not (?:\w+ly )?{_TOLD}|unavailable)(?:$| {_FROM}\b)",
     rf"\b(?:needs? to|should|must) be (?:\w+ly )?(?:{_SOUGHT}|looked up)\b",
     r"\b(?:will|would) be (?:provided|given|inserted)\b(?! to)",
+    rf"^there(?: is|'s) no way (?:to|of) (?:{_TELL}|knowing|telling)\b",
     r"\bit(?: is|'s) (?:not (?:possible|clear|known)|impossible|difficult|hard|unclear|unknown)"
     rf"(?:$| (?:for me )?to (?:\w+ly )?{_TELL}\b| (?:who|what|when|where|which|how|whether|if)\b)",
     rf"\b(?:{_IS}|remains?) (?:\w+ly |still )?{_UNKNOWN}(?:$| to me\b| {_FROM}\b)",
@@ -91,11 +94,13 @@ PATTERNS = (
     r"不知道|不清楚|不确定|不確定|不太清楚|无法(?:确定|回答|提供|核实)|無法(?:確定|回答|提供)|没有(?:相关|足够的)?信息",
     r"わかりません|分かりません|わからない|分からない|知りません|不明です|모르겠|알 수 없|모릅니다",
     r"^(?:je ne sais pas|j'ignore|je ne connais pas|no (?:lo )?sé|desconozco|no tengo información|(?:eu )?não sei|non (?:lo )?so"
-    r"|(?:das )?weiss ich nicht|ich weiss (?:es )?nicht|keine ahnung|(?:dat )?weet ik niet|ik weet het niet|jag vet inte|nie wiem"
-    r"|bilmiyorum|(?:я )?не знаю|لا أعرف|لا أعلم|मुझे नहीं पता)(?!\w)",
+    r"|(?:das )?weiss ich (?:leider )?nicht|ich weiss (?:es |das )?(?:leider )?nicht|keine ahnung"
+    r"|(?:dat )?weet ik niet|ik weet het niet|jag vet inte|nie wiem|bilmiyorum|(?:я )?не знаю|لا أعرف|لا أعلم|मुझे नहीं पता)(?!\w)",
 )
 """What ``default`` stands for in ``entropy.abstention_patterns``: regular expressions, searched in each clause of an answer, its
 letters small, its quotes straight, without markup, apologies and what opens it ("Unfortunately,")."""
+
+_OURS = frozenset(PATTERNS)
 
 _BRACKETED = re.compile(r"[\[<{]([^\[\]<>{}]*)[\]>}]")
 _ASKED_FOR = _set("answer name names surname surnames day month year date title number doi insert winner")
@@ -105,7 +110,10 @@ _TAGGED = re.compile(r"^\W*[\[<{](?:final )?answer[\]>}]\s*:?\s*(?=\w)|</\w+>", 
 
 _GUESSES = re.compile(
     r"^(?:i(?:'d| would)? (?:\w+ )?(?:think|believe|guess|suspect|assume|say)\b|my (?:best )?guess|perhaps|maybe|probably"
-    r"|possibly|likely|(?:the )?(?:most likely|likely|best|probable|correct) )|^(?!i\b|we\b|it\b).{1,60} (?:likely|probably)\b"
+    r"|possibly|likely|(?:around|about|roughly|approximately|circa) (?=\d)"
+    r"|(?:the )?(?:most likely|likely|best|probable|correct) )"
+    r"|^(?:(?:some|most|many) )?(?:estimates|sources|reports|experts|scholars) (?:suggest|say|indicate|put|believe|estimate)\b"
+    r"|^(?!i\b|we\b|it\b).{1,60} (?:likely|probably)\b"
 )
 _TELLS = re.compile(
     r"^it(?:'s|'d| is| was| has| occurred| happened| took| (?:could|might|may|would) (?:be|have))\b"
@@ -116,7 +124,12 @@ _KIND = re.compile(r"(?<=\bwhat )\w+|(?<=\bwhich )\w+")
 """What kind of thing was asked for: an answer puts the thing itself there."""
 _FOUND = r"i (?:do |did |can )?(?:find|found|know|recall|remember|tell|say)\b"
 _FOUND_THAT = re.compile(rf"^{_FOUND}(?: you)? that\b")
-_ASKS = re.compile(rf"^(?:could|can|would|do) you\b|^if\b|^(?:(?!{_FOUND})i|we)\b")
+_ASKS = re.compile(
+    rf"^(?:could|can|would|do) you\b|^if (?!you are)|^(?:(?!{_FOUND})i|we)\b|^(?:please|you)\b"
+    r"|^for (?:more|the most|further|the latest)\b|^it(?: is|'s) (?:recommended|best|advisable|important|always|possible)\b"
+    r"|^(?:there are|these|this)\b.* sources\b"
+)
+"""What speaks to the asker instead of answering."""
 _STOP_WORDS = _set(
     "a an and are as at be been by did do does for from had has have he her his in is it its of on or she that the their they"
     " this s to was were what when where which who whom whose with how many much year month day date name i find found know can"
@@ -130,16 +143,36 @@ _WANTS_A_NUMBER = re.compile(
     r"^when\b|\bhow (?:many|much|old|tall|long|far|high|heavy|deep|large|fast)\b"
     r"|\b(?:what|which)(?: \w+,?){0,3} (?:year|date|day|month|age|number|population|percentage)\b"
 )
+_DISCLAIMS = re.compile(
+    r"^(?:i|we)\b.*\b(?:real[- ]time|(?<!my )current|latest|up[- ]to[- ]date|recent|live|training|cut-?off|browse|internet|future"
+    r"|(?:medical|legal|financial|professional) advice)\b"
+)
+"""What a language model says of itself, whatever is asked: it declines only where nothing stands behind it."""
+_NUMBERS = re.compile(
+    r"\d+|\b(?:january|february|march|april|may|june|july|august|september|october|november|december|spring|summer|autumn|winter"
+    r"|(?:mon|tues|wednes|thurs|fri|satur|sun)days?)\b"
+)
+_OF_THE_ANSWER = re.compile(
+    rf"^(?:i|we)\b|\b(?:exact|specific|precise|actual|{_FACTS}|sources|records|names?|identity|identities|{_UNKNOWN})\b"
+)
+"""An abstention that may take back what stands before it: the speaker's own, or about what is known."""
+FEW = 4
 _DOUBT = re.compile(r"\b(?:verify|verified|confirm|confirmed|sure|certain|guarantee|more|further|additional)\b")
 _OPENING = re.compile(
     r"^(?:(?:(?:i am|i'm|we are|we're|my) )?(?:very |really |so |deeply )?(?:sorry|apologies|apologize|apologise|afraid)\b"
-    r"(?: (?:but|that|for)\b)?|unfortunately|regrettably|sadly|honestly|however|but|though|although|still|that said|well|hmm|note"
+    r"(?: (?:but|that|for)\b)?|unfortunately|regrettably|sadly|honestly|however|but|though|although|still|that said"
+    r"|well|hmm+|oh|u[mh]+|note"
+    r"|(?:(?:that's|that is) )?an? (?:good|great|interesting|difficult|hard|tough) (?:one|question)"
+    r"|(?:good|great|interesting) question"
+    r"|(?:lo siento|désolée?|desculpe|mi dispiace|scusa|es tut mir leid|tut mir leid|leider|helaas|tyvärr|niestety|к сожалению"
+    r"|извините|простите|üzgünüm|maalesef|抱歉|对不起|對不起|すみません(?:が)?|申し訳ありません(?:が)?|죄송합니다(?:만)?|죄송하지만)(?!\w)"
     r"|as an? (?:large )?(?:ai|language)\b[^,]*|(?:based on|according to|without|given|after) [^,]*(?=,)|to be honest"
     r"|to my knowledge)\b[,:; ]*"
 )
 _CLAUSES = re.compile(
     r"(?<!\b[a-z])(?<!\b(?:dr|mr|ms|st|jr|sr|no|vs|mt))(?<!\b(?:mrs|gen|col|rev))(?<!\bprof)[.!?]+(?:\s+|$)|[。\n]+|;"
     r"| \((?=[^()]*\)?\W*$)|,? (?=(?:but|however|though|although)\b)"
+    r"|, (?=(?:maybe|perhaps|possibly|probably|around|about|roughly|approximately)\b)"
 )
 _CONTRAST = re.compile(r"^\W*(?:but|however|though|although|unfortunately)\b|^\W*(?:i|we)\b")
 _TITLE = re.compile(r"\b(?:I|We|You|Nobody|Don't|Can't|Cannot|Couldn't) [A-Z][a-z][\w']*(?: [A-Z][\w']*)*")
@@ -154,31 +187,34 @@ def abstains(answer: str, question: str = "", patterns: Sequence[str] = PATTERNS
         patterns: regular expressions, see ``PATTERNS``.
     """
     declines, asked = _compiled(tuple(patterns)), _folded(question)
-    abstained = answered = False
+    abstained = answered = disclaimed = guessed = False
     told = ""  # since it abstained
     for clause, contrasts in _clauses(answer, question):
-        if declines.search(clause):
+        if any(pattern.search(clause) for pattern in declines):
+            disclaimed = not answered and _DISCLAIMS.search(clause) is not None
             # Behind an answer, doubts ("though I cannot confirm it") and notes ("(the month is not known)") take nothing back.
-            abstained |= not answered or (contrasts and not _DOUBT.search(clause))
+            takes_back = contrasts and not guessed and _OF_THE_ANSWER.search(clause) and not _DOUBT.search(clause)
+            abstained |= not answered or bool(takes_back)
             answered &= not abstained
         elif not abstained:
-            answered = True
+            answered, guessed = True, guessed or _GUESSES.match(clause) is not None
         else:
             told = told if _ASKS.match(clause) else f"{told} {clause}"
-            if _answers_after_all(clause, told, asked):
+            if (disclaimed and told) or _answers_after_all(clause, told, asked, contrasts):
                 abstained, answered, told = False, True, ""
     return abstained
 
 
-def _answers_after_all(clause: str, told: str, question: str) -> bool:
+def _answers_after_all(clause: str, told: str, question: str, contrasts: bool) -> bool:
     """Whether an abstention is taken back: by a guess, or by what tells the thing that was asked for.
 
     Args:
         told: what stands between the abstention and here, the clause included.
+        contrasts: the clause stands against what is before it; a few words that do are the answer ("but Paris").
     """
-    if _GUESSES.match(clause):
+    if _GUESSES.match(clause) or (contrasts and len(clause.split()) <= FEW and not re.match(r"(?:i|we|you|if)\b", clause)):
         return True
-    if _WANTS_A_NUMBER.search(question) and not set(re.findall(r"\d+", clause)) - set(re.findall(r"\d+", question)):
+    if _WANTS_A_NUMBER.search(question) and not set(_NUMBERS.findall(clause)) - set(_NUMBERS.findall(question)):
         return False
     if _TELLS.match(clause):
         return True
@@ -203,8 +239,12 @@ def _is_placeholder(bracketed: str, question: str) -> bool:
 
 
 @lru_cache(maxsize=16)
-def _compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or r"(?!)", re.IGNORECASE)
+def _compiled(patterns: tuple[str, ...]) -> list[re.Pattern[str]]:
+    """Ours as one; each of the user's by itself, with groups and flags of its own."""
+    ours = [f"(?:{pattern})" for pattern in patterns if pattern in _OURS]
+    return [
+        re.compile(each, re.IGNORECASE) for each in (*filter(None, ["|".join(ours)]), *(p for p in patterns if p not in _OURS))
+    ]
 
 
 def _folded(text: str) -> str:
@@ -219,7 +259,7 @@ def _clauses(answer: str, question: str) -> list[tuple[str, bool]]:
     text = _TAGGED.sub(" ", answer)
     text = _folded(_BRACKETED.sub(lambda found: "unknown. " if _is_placeholder(found[1], question) else found[0], text))
     text = re.sub(r'["*_\[\]<>{}#]', "", text)
-    text = re.sub(r"^\s*(?:final )?answer\s*:\s*", "", text)
+    text = re.sub(r"^\s*(?:(?:final )?answer|a)\s*:\s*", "", text)
     clauses = []
     for part in _CLAUSES.split(text):
         clause, before = part.strip(" ,.:;!?()。"), None

@@ -2,7 +2,8 @@
 
 Exact match is right whatever the judge; only other answers are put to it. The direction is from the answer to the accepted one:
 an NLI judge is asked whether the answer entails it ("Paris, the capital" says "Paris"), ``contains`` whether the answer holds it.
-An answer in which there is nothing is wrong. Answers of many questions go to the judge together, with one accepted answer each,
+An answer in which there is nothing is wrong, and so is one that declines, whatever its words hold ("I don't know who sang that").
+Answers of many questions go to the judge together, with one accepted answer each,
 then those that are still wrong with more of theirs: few verdicts are asked for, in large batches.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ka2l_ray.reading import Reading
+from ka2l_ray.semantics.abstention import abstains
 from ka2l_ray.semantics.clustering import ENTAILMENT, Judge, Pair
 
 MORE = 4  # accepted answers of one question in a wave, over those of the wave before
@@ -51,7 +53,7 @@ def judge_answers(
         aliases = {form: alias for alias in reading.accepted(list(row)) if (form := reading.form(alias))}
         form = reading.form(answer)
         found.append(Correctness(form in aliases, form in aliases))
-        if judge is not None and form and form not in aliases and aliases:
+        if judge is not None and form and form not in aliases and aliases and not abstains(predictions[i], questions[i]):
             waiting[i] = list(aliases.values())
     size = 1
     while waiting:

@@ -17,6 +17,38 @@ from ka2l_ray.semantics.clustering import DIFFERENT, SAME, Pair, Verdict
 # Thai, Lao, Myanmar, Khmer, kana, Han
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
+FUNCTION_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "i",
+        "it",
+        "he",
+        "she",
+        "we",
+        "you",
+        "they",
+        "who",
+        "what",
+        "this",
+        "that",
+        "no",
+        "yes",
+        "not",
+        "one",
+        "in",
+        "on",
+        "to",
+        "of",
+        "and",
+        "or",
+        "is",
+        "was",
+    ]
+)
+"""Words that any sentence may hold: as an answer (The Who, "no", blood group A) one begins or ends it."""
+
 MODEL_KEY: str | None = None
 
 
@@ -44,7 +76,8 @@ def holds(text: str, part: str) -> bool:
     at = text.find(part) if part else -1
     while at >= 0:
         end = at + len(part)
-        if _apart(text[at - 1 : at] if at else "", part[0]) and _apart(part[-1], text[end : end + 1]):
+        within = at and end < len(text) and part in FUNCTION_WORDS
+        if not within and _apart(text[at - 1 : at] if at else "", part[0]) and _apart(part[-1], text[end : end + 1]):
             return True
         at = text.find(part, at + 1)
     return False

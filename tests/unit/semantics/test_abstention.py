@@ -22,6 +22,13 @@ ANSWERS = Path(__file__).parents[4] / "shared/data/gen_simpleqa_15models.jsonl"
         *("Don't Know Why", "I Can't Tell You Why", "You Don't Know Jack", "God Only Knows", "No Country for Old Men"),
         *("I'm not sure, but I think it is Paris.", "Paris, though I cannot confirm this.", "Paris (I am not sure)."),
         *("I don't know exactly, but it was 1950.", "[1903] (This is a guess, as the actual year is not provided.)"),
+        *(
+            "I don't know, maybe Paris?",
+            "I'm not certain, perhaps Paris.",
+            "I don't know exactly, around 1950",
+            "I don't know, but Paris.",
+        ),
+        *("Possibly Paris. I don't know.", "He is credited as the drummer, though he was not officially listed as a member."),
         *("There is no such film.", "He did not attend a school.", "Lack of oxygen", "The award was not given out in 2014."),
         *("Unknown Pleasures", "It is not known for its beaches.", "Uncertainty principle", "Data", ""),
     ],
@@ -50,6 +57,22 @@ def test_a_name_a_guess_or_a_denial_is_an_answer(answer: str) -> None:
         *("There is not enough information to answer.", "The date is unknown.", "I would need more context to answer."),
         *("I'm not aware of this band. However, if you could provide more context, I may be able to help.", "Sorry, no idea."),
         *("He was a chemist. Unfortunately, I do not have information on his school.", "St. Jude's date cannot be determined."),
+        *("There isn't enough information to answer.", "I have absolutely no idea", "There is no way to know."),
+        *(
+            "Good question. I'm not sure.",
+            "Oh, I don't know",
+            "Um... I'm not sure",
+            "A: I don't know",
+            "I've never heard of that",
+        ),
+        *(
+            "Désolé, je ne sais pas.",
+            "Lo siento, no lo sé",
+            "Извините, я не знаю.",
+            "죄송합니다. 모르겠습니다.",
+            "Das weiß ich leider nicht",
+        ),
+        *("As an AI language model, I do not have access to real-time data.", "I do not possess that information"),
         *("我不知道。", "わかりません", "Je ne sais pas.", "Ich weiß es nicht.", "No lo sé.", "Я не знаю."),
     ],
 )
@@ -96,6 +119,15 @@ def test_brackets_may_hold_an_answer(answer: str, question: str) -> None:
     assert not abstains(answer, question)
 
 
+def test_what_a_model_says_of_itself_declines_only_where_nothing_stands_behind_it() -> None:
+    disclaimer = "As an AI language model, I don't have access to the latest updates. However, {}"
+    assert not abstains(
+        disclaimer.format("as of 2021, the co-hosts were Adrienne Houghton and Loni Love."), "Who are the co-hosts?"
+    )
+    assert abstains(disclaimer.format("you can check the show's website."), "Who are the co-hosts?")
+    assert abstains(disclaimer.format("I can suggest that you look at the show's website."), "Who are the co-hosts?")
+
+
 def test_what_is_told_behind_an_abstention_answers_where_it_is_what_was_asked_for() -> None:
     question = "Which mycologist circumscribed the genus Lillicoa?"
     told = "I'm not aware of a mycologist named Lillicoa. However, I found that {}"
@@ -116,6 +148,9 @@ def test_patterns_of_a_configuration_stand_beside_or_instead_of_the_defaults() -
     assert abstains("NO COMMENT", patterns=expanded(["^No comment$"]))
     assert not abstains("I don't know", patterns=expanded(["^no comment$"]))
     assert not abstains("I don't know", patterns=expanded([]))
+    each_by_itself = expanded(["default", "(?i)^no comment", r"(?P<x>\w+) (?P=x)", "(?P<x>pass)$"])
+    said = [abstains(each, patterns=each_by_itself) for each in ("No comment", "mum mum", "pass", "Paris")]
+    assert said == [True, True, True, False]
 
 
 def marked() -> dict[str, list[tuple[bool, bool, str]]]:

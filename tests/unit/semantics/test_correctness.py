@@ -50,6 +50,11 @@ def right(prediction: str, accepted: list[str], judge: Any = CONTAINS, reading: 
     [
         ("It is Paris, France.", ["Paris"], True),
         ("Barack Obama", ["Obama"], True),
+        ("I don't know who sang that song.", ["The Who"], False),
+        ("I'm not sure whether it is Paris or Lyon.", ["Paris"], False),
+        ("It is the band who sang it.", ["The Who"], False),
+        ("The band is The Who.", ["The Who"], True),
+        ("No, it is not.", ["no"], True),
         ("A", ["Vitamin A"], False),  # a part of an accepted answer does not say it
         ("Vitamin A", ["A"], True),
         ("", ["A"], False),
