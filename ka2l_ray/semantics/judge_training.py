@@ -25,6 +25,7 @@ from ka2l_ray.seeds import derive_seed
 from ka2l_ray.semantics.clustering import joined
 from ka2l_ray.semantics.encoder import SENTENCE_ENCODER, SentenceEncoder
 from ka2l_ray.semantics.judges.cross_encoder import THRESHOLD_KEY, CrossEncoderJudge
+from ka2l_ray.semantics.language import is_english
 from ka2l_ray.semantics.texts import Texts, load_encoder, load_encoder_config
 from ka2l_ray.semantics.training_pairs import TrainingPair, held, judged_pairs, pool, pool_pairs
 
@@ -95,7 +96,8 @@ def train_from_files(
 
 def _card(encoder: str, sources: Sequence[str], without: Sequence[str], fitted: Fitted) -> str:
     names = [", ".join(Path(path).name for path in paths) or "none" for paths in (sources, without)]
-    return f"""# A judge of "the same answer to this question"
+    language = "---\nlanguage: en\n---\n\n" if is_english(encoder) else ""
+    return f"""{language}# A judge of "the same answer to this question"
 
 A cross-encoder, fine-tuned from {Path(encoder).name} by `ka2l judge-train`. It judges with `-o entropy.judge=cross_encoder
 -o entropy.cross_encoder=DIR`, and of correctness with the same keys of `evaluation`.

@@ -18,34 +18,8 @@ from ka2l_ray.semantics.clustering import DIFFERENT, SAME, Pair, Verdict
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 FUNCTION_WORDS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "i",
-        "it",
-        "he",
-        "she",
-        "we",
-        "you",
-        "they",
-        "who",
-        "what",
-        "this",
-        "that",
-        "no",
-        "yes",
-        "not",
-        "one",
-        "in",
-        "on",
-        "to",
-        "of",
-        "and",
-        "or",
-        "is",
-        "was",
-    ]
+    {"a", "an", "the", "i", "it", "he", "she", "we", "you", "they", "who", "what", "this", "that"}
+    | {"no", "yes", "not", "one", "in", "on", "to", "of", "and", "or", "is", "was"}
 )
 """Words that any sentence may hold: as an answer (The Who, "no", blood group A) one begins or ends it."""
 

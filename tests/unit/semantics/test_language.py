@@ -24,6 +24,11 @@ QUESTIONS = {
     "French": ["Quelle est la capitale de la France et quand est-elle devenue la capitale du pays?", "Qui est le roi des Belges?"]
     * 4,
     "German": ["Wie heißt die Hauptstadt von Frankreich und wann wurde sie gegründet?", "Wer hat den Faust geschrieben?"] * 4,
+    "Czech": ["Kdo napsal román Válka s mloky a ve kterém roce to bylo?", "Jaké je hlavní město Francie a kolik má obyvatel?"]
+    * 4,
+    "Hungarian": ["Ki írta az Egri csillagok című regényt és mikor?", "Mi a fővárosa annak az országnak, és hol van?"] * 4,
+    "Romanian": ["Care este capitala Franței și în ce an a fost fondată?", "Cine a scris o carte care este din acest secol?"] * 4,
+    "Finnish": ["Kuka on kirjoittanut kirjan ja missä hän asui?", "Mikä on Ranskan pääkaupunki ja mitä siellä on?"] * 4,
 }
 
 
