@@ -41,7 +41,7 @@ SCRIPTS = {
 
 # The commonest words of questions, but for those that English writes alike.
 WORDS = {
-    "English": "the of what is in was which who did to how and does for by are many where when were from with it that on",
+    "English": "the of what is in was which who did to how and does for by are many where when were from with it that",
     "Spanish": "el la los las qué que de del es en cuál quién cómo dónde cuándo fue una un por se y para con su al",
     "French": "le la les des du quel quelle qui est en où quand comment une un et dans pour dont ont il elle été au aux",
     "German": "der die das den dem ist wer wie wo wann welche welcher welches und ein eine im von zu wurde hat auf für mit wird",
