@@ -47,9 +47,10 @@ from safetensors.numpy import load, save
 from ka2l_ray.api.model import PromptedModel
 from ka2l_ray.config import EvaluationConfig, JudgeSettings, ModelConfig, SamplingConfig
 from ka2l_ray.config_files import validate_section
+from ka2l_ray.extraction import Extract
 from ka2l_ray.models.model_files import model_identity
 from ka2l_ray.normalization import normalize_question
-from ka2l_ray.reading import Reading
+from ka2l_ray.reading import READING, Reading
 from ka2l_ray.schema import SCHEMA_VERSION
 from ka2l_ray.semantics.clustering import cluster_answers
 from ka2l_ray.semantics.correctness import judge_answers
@@ -62,6 +63,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared/data"
 MODEL, ENCODER = ROOT / "models/smollm2-135m-instruct", ROOT / "models/all-minilm-l6-v2"
 SETS = {"SciQ": "sciq", "WebQuestions": "webquestions", "EntityQuestions": "entityquestions", "GSM8K": "gsm8k"}
+READINGS = {"GSM8K": Reading(extract=Extract("last_number"))}
+"""How a set's answers are read where not the whole text is the answer."""
 PART = 25  # questions between two looks at the clock
 CODE = {
     "judged": ("normalization.py", "extraction.py", "reading.py", "semantics/**/*.py"),
@@ -163,7 +166,9 @@ class Study:
     def judged(self, name: str, samples: Sequence[Artefact], judge: str) -> Artefact:
         """Meanings of the answers, and whether the greedy-like one is right."""
         settings: JudgeSettings = self.judges[judge]
-        inputs = {"samples": keys(samples), "judge": verdict_identity(settings), "code": code("judged")}
+        reading = READINGS.get(name, READING)
+        how = {"judge": verdict_identity(settings), "reading": reading.identity(), "code": code("judged")}
+        inputs = {"samples": keys(samples), **how}
 
         def build(work: Storage) -> dict[str, Any]:
             rows = read(samples)
@@ -171,10 +176,11 @@ class Study:
             meaning = make_judge(settings)
             if isinstance(meaning, EmbeddingJudge):
                 meaning.encoder = Remembered(meaning.encoder)  # clustering asks of an answer several times
-            found = cluster_answers(questions, [row["generations"] for row in rows], meaning)
+            answers = [[reading.answer(text) for text in row["generations"]] for row in rows]
+            found = cluster_answers(questions, answers, meaning)
             said, accepted = [row["greedy"] for row in rows], [row["answers"] for row in rows]
             judging = None if judge == "exact" else make_judge(settings, directed=True)
-            right = judge_answers(questions, said, accepted, judging, Reading())
+            right = judge_answers(questions, said, accepted, judging, reading)
             table = {"cluster_ids": [each.cluster_ids for each in found], "correct": [each.correct for each in right]}
             work.write_table("judged.parquet", pa.table(table))
             return {"rows": len(rows)}
