@@ -21,6 +21,11 @@ LEAST_ROWS = 20  # of a point in a reliability diagram
 Z = 1.959964  # of a normal distribution, 95 % lie within so many standard deviations
 ISOTONIC_FROM = 1000
 """Rows from which a curve is fitted by isotonic regression, by Platt scaling below: of few, steps are noise."""
+CONSTANT = 1e-12  # a standard deviation of so small a part of the mean is rounding
+LEAST_SLOPE = 0.01
+"""Of Platt's curve, in logits a standard deviation of the scores."""
+LEAST_MARGIN = 1e-3
+"""Of the greatest score, by which an isotonic curve goes beyond the scores: a curve of equal ones has two ends too."""
 KEEPS_ORDER = 0.01
 """Share of Platt's curve in an isotonic one: what isotonic regression ties stays in its order."""
 
@@ -41,7 +46,7 @@ class Figures:
     brier: float
     """Mean squared error of p; always saying the base rate gives base rate x (1 - base rate)."""
     calibration_error: float
-    """Debiased, over ten bins of equally many rows."""
+    """Debiased, over ten bins of equally many rows, as far as equal p stay together."""
     log_loss: float
     """Nats; always saying the base rate gives its entropy."""
     base_rate_entropy: float
@@ -88,20 +93,28 @@ def log_loss(truth: Floats | Truth, p: Floats, weights: tuple[float, float] = (1
 
 
 def calibration_error(truth: Truth, p: Floats, bins: int = BINS) -> float:
-    """Mean |share true - mean p| over bins of equally many rows, by p, without what chance adds to it; 0 at least.
+    """Mean |share true - mean p| over bins by p (``_bins``), without what chance adds to it; 0 at least.
 
     A bin of n rows shows a difference d plus noise of variance s² = sum p (1 - p) / n², whose absolute value is too large by
     E|N(d, s²)| - |d| (the folded normal's mean), d² being taken for the square seen less s², or zero.
     """
-    order = np.argsort(p, kind="stable")
-    true, p = np.asarray(truth, np.float64)[order], np.asarray(p, np.float64)[order]
+    true, p = np.asarray(truth, np.float64), np.asarray(p, np.float64)
     total = 0.0
-    for at in np.array_split(np.arange(len(p)), bins):
-        if len(at):
-            seen = abs(float(true[at].mean() - p[at].mean()))
-            noise = math.sqrt(float((p[at] * (1 - p[at])).sum())) / len(at)
-            total += len(at) * (seen - _excess(seen, noise))
+    for at in _bins(p, bins):
+        seen = abs(float(true[at].mean() - p[at].mean()))
+        noise = math.sqrt(float((p[at] * (1 - p[at])).sum())) / len(at)
+        total += len(at) * (seen - _excess(seen, noise))
     return max(0.0, total / len(p)) if len(p) else float("nan")
+
+
+def _bins(p: Floats, bins: int) -> list[NDArray[np.intp]]:
+    """Rows of each bin: equally many, by p, but that equal p never part: an edge among them moves behind the last. Fewer bins
+    where p has fewer values."""
+    order = np.argsort(p, kind="stable")
+    rising = p[order]
+    cuts = np.cumsum([len(part) for part in np.array_split(rising, bins)])[:-1]
+    edges = np.unique([np.searchsorted(rising, rising[cut - 1], side="right") for cut in cuts if cut])
+    return [at for at in np.split(order, edges) if len(at)]
 
 
 def _excess(seen: float, noise: float) -> float:
@@ -114,14 +127,12 @@ def _excess(seen: float, noise: float) -> float:
 
 
 def reliability(truth: Truth, p: Floats) -> list[Bin]:
-    """Points of the reliability diagram: at most ten bins of equally many rows, by p, of at least twenty where there are."""
-    bins = min(BINS, max(1, len(p) // LEAST_ROWS))
+    """Points of the reliability diagram: the bins of ``calibration_error``, fewer where ten would not hold twenty rows each."""
     true, p = np.asarray(truth) == 1, np.asarray(p, np.float64)
     found = []
-    for at in np.array_split(np.argsort(p, kind="stable"), bins):
-        if len(at):
-            share = float(true[at].mean())
-            found.append(Bin(float(p[at].mean()), share, len(at), *wilson(share, len(at))))
+    for at in _bins(p, min(BINS, max(1, len(p) // LEAST_ROWS))):
+        share = float(true[at].mean())
+        found.append(Bin(float(p[at].mean()), share, len(at), *wilson(share, len(at))))
     return found
 
 
@@ -134,15 +145,17 @@ def wilson(share: float, n: float) -> tuple[float, float]:
 
 def platt_scaling(logit: Floats, truth: Truth) -> tuple[float, float]:
     """(slope, offset) of sigmoid(slope x logit + offset) by maximum likelihood, with Platt's (1999) targets: a truth that the
-    logits separate wholly leaves the slope finite. The slope is never below 0.01: calibration turns no order round."""
+    logits separate wholly leaves the slope finite. The slope is never below ``LEAST_SLOPE``, whatever the logits' unit:
+    calibration turns no order round."""
     x, true = np.asarray(logit, np.float64), np.asarray(truth) == 1
     positive, negative = int(true.sum()), int((~true).sum())
     target = np.where(true, (positive + 1) / (positive + 2), 1 / (negative + 2))
-    centre, spread = float(x.mean()), float(x.std()) or 1.0
+    centre, spread = float(x.mean()), float(x.std())
+    if spread <= CONSTANT * abs(centre):
+        spread = 1.0
     slope, offset = _newton((x - centre) / spread, target)
-    least = 0.01 * spread
-    if slope < least:
-        slope, offset = least, math.log((positive + 1) / (negative + 1))
+    if slope < LEAST_SLOPE:
+        slope, offset = LEAST_SLOPE, math.log((positive + 1) / (negative + 1))
     return slope / spread, offset - slope * centre / spread
 
 
@@ -173,17 +186,19 @@ def isotonic_regression(logit: Floats, truth: Truth) -> tuple[NDArray[np.float64
     and Flournoy, 2017), to be read by linear interpolation. A hundredth of it is Platt's curve, which keeps blocks and ends in
     their order."""
     x, true = np.asarray(logit, np.float64), np.asarray(truth, np.float64)
-    order = np.argsort(x, kind="stable")
+    values, of, counts = np.unique(x, return_inverse=True, return_counts=True)
+    shares = np.bincount(of, true) / counts
     blocks: list[list[float]] = []  # weight, mean of truth, mean of x
-    for value, hit in zip(x[order].tolist(), true[order].tolist(), strict=True):
-        blocks.append([1.0, hit, value])
-        while len(blocks) > 1 and (blocks[-2][1] >= blocks[-1][1] or blocks[-2][2] == blocks[-1][2]):
+    for value, share, count in zip(values.tolist(), shares.tolist(), counts.tolist(), strict=True):
+        blocks.append([float(count), share, value])
+        while len(blocks) > 1 and blocks[-2][1] >= blocks[-1][1]:
             weight, mean, centre = blocks.pop()
             into = blocks[-1]
             both = into[0] + weight
             blocks[-1] = [both, (into[0] * into[1] + weight * mean) / both, (into[0] * into[2] + weight * centre) / both]
     slope, offset = platt_scaling(x, truth)
-    wide = np.linspace(x.min() - x.std(), x.max() + x.std(), 64)
+    beyond = max(float(x.std()), LEAST_MARGIN * float(np.abs(x).max())) or 1.0
+    wide = np.linspace(values[0] - beyond, values[-1] + beyond, 64)
     knots = np.union1d([block[2] for block in blocks], wide)
     risen = np.interp(knots, [block[2] for block in blocks], [block[1] for block in blocks])
     return knots, (1 - KEEPS_ORDER) * risen + KEEPS_ORDER * sigmoid(slope * knots + offset)

@@ -54,6 +54,25 @@ def test_figures_of_a_hand_made_case() -> None:
     assert math.isnan(figures(np.empty(0), np.empty(0)).brier)
 
 
+def test_equal_p_are_one_bin_whatever_the_order_of_their_rows() -> None:
+    truth, p = np.repeat([0, 1], 500), np.full(1000, 0.5)
+    assert calibration_error(truth, p) == 0
+    assert [(point.rows, point.share) for point in reliability(truth, p)] == [(1000, 0.5)]
+    rng = np.random.default_rng(4)
+    p = np.repeat([0.1, 0.3, 0.7, 0.9], [80, 500, 300, 120])
+    truth = rng.random(1000) < p + 0.05
+    order = rng.permutation(1000)
+    points = reliability(truth, p)
+    assert [point.rows for point in points] == [580, 300, 120]  # the first edge, at row 100, lies among equal p
+    assert [point.p for point in points] == pytest.approx([(80 * 0.1 + 500 * 0.3) / 580, 0.7, 0.9])
+    assert [point.share for point in reliability(truth[order], p[order])] == [point.share for point in points]
+    assert calibration_error(truth, p) == pytest.approx(calibration_error(truth[order], p[order]))
+    sorted_truth = np.concatenate([np.sort(truth[p == value]) for value in np.unique(p)])
+    assert calibration_error(sorted_truth, p) == pytest.approx(calibration_error(truth, p))
+    assert math.isnan(calibration_error(np.empty(0), np.empty(0)))
+    assert calibration_error(np.array([1]), np.array([0.2])) >= 0
+
+
 def test_points_of_the_reliability_diagram_hold_all_rows_and_their_intervals_cover_the_truth() -> None:
     truth, p = drawn(3000, 0)
     points = reliability(truth, p)
@@ -82,6 +101,61 @@ def test_platt_scaling_stays_finite_and_turns_no_order_round() -> None:
     assert abs(offset) < 1
     assert platt_scaling(logit, logit < 0)[0] > 0
     assert np.isfinite(platt_scaling(np.ones(50), logit > 0)).all()
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+def test_platt_scaling_does_not_depend_on_the_unit_of_the_scores(unit: float) -> None:
+    rng = np.random.default_rng(5)
+    score = rng.normal(size=2000)
+    truth = rng.random(2000) < 1 / (1 + np.exp(-2 * score))
+    slope, offset = platt_scaling(score, truth)
+    scaled = platt_scaling(unit * score + 3 * unit, truth)
+    assert scaled == pytest.approx((slope / unit, offset - 3 * slope), rel=1e-6)
+    assert slope == pytest.approx(2, abs=0.3)
+    turned = platt_scaling(unit * score, ~truth)
+    assert turned[0] > 0
+    p = 1 / (1 + np.exp(-(turned[0] * unit * score + turned[1])))
+    assert (p.max() - p.min(), p.mean()) == pytest.approx((0, (~truth).mean()), abs=0.03)
+
+
+def test_platt_scaling_of_equal_scores_is_the_base_rate() -> None:
+    truth = np.arange(50) < 20
+    for value in (0.1, 1.0, -1e5):  # the mean of fifty 0.1 is not 0.1
+        slope, offset = platt_scaling(np.full(50, value), truth)
+        assert 1 / (1 + math.exp(-(slope * value + offset))) == pytest.approx(0.4, abs=0.01)
+
+
+def brute_force_isotonic(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """(distinct x,) the rising curve of least squares by its min-max formula (Robertson, Wright and Dykstra, 1988)."""
+    groups = [truth[x == value] for value in np.unique(x)]
+    n = len(groups)
+    mean = [[np.concatenate(groups[a : b + 1]).mean() if b >= a else math.nan for b in range(n)] for a in range(n)]
+    return np.array([max(min(mean[a][b] for b in range(i, n)) for a in range(i + 1)) for i in range(n)])
+
+
+def test_an_isotonic_curve_does_not_part_equal_scores() -> None:
+    for truth in ([1, 0, 1], [1, 1, 0]):
+        assert np.interp([0, 1], *isotonic_regression(np.array([0, 1, 1]), np.array(truth))) == pytest.approx(2 / 3, abs=0.001)
+    rng = np.random.default_rng(6)
+    for _ in range(20):
+        x = rng.integers(0, 7, 60)
+        truth = rng.random(60) < x / 7
+        values, counts = np.unique(x, return_counts=True)
+        wanted = brute_force_isotonic(x, truth)
+        for share in np.unique(wanted):  # at a block's centre the curve is at its height
+            block = wanted == share
+            centre = np.average(values[block], weights=counts[block])
+            assert np.interp(centre, *isotonic_regression(x, truth)) == pytest.approx(share, abs=0.011)
+        order = rng.permutation(60)
+        np.testing.assert_allclose(isotonic_regression(x[order], truth[order]), isotonic_regression(x, truth), atol=1e-9)
+
+
+def test_an_isotonic_curve_of_equal_scores_has_two_ends() -> None:
+    for value in (0.0, 3.0, -1e5):
+        knots, heights = isotonic_regression(np.full(10, value), np.arange(10) < 4)
+        assert len(knots) >= 2
+        assert (np.diff(knots.astype(np.float32)) > 0).all()
+        assert np.interp(value, knots, heights) == pytest.approx(0.4, abs=0.01)
 
 
 def test_an_isotonic_curve_rises_everywhere_and_fits() -> None:
