@@ -106,7 +106,7 @@ def quality(
     NaN where all answers are right, or all wrong.
 
     Args:
-        cross_fitted: the score is one of ``cross_fitted_regression``: its AUROC is the mean over folds.
+        cross_fitted: the score is one of ``cross_fitted_regression``: its AUROC and AURC are means over folds.
     """
     generator = np.random.default_rng(seed)
     n = len(score)
@@ -124,7 +124,7 @@ def quality(
         auroc=auroc_over_folds(wrong, score, fold),
         auroc_low=float(low),
         auroc_high=float(high),
-        aurc=aurc(wrong, score),
+        aurc=float(np.mean([aurc(wrong[fold == each], score[fold == each]) for each in np.unique(fold)])),
         calibration_error=calibration_error(wrong, p_wrong),
         brier=float(np.mean((p_wrong - wrong) ** 2)),
     )

@@ -108,16 +108,22 @@ def test_the_layer_that_knows_is_chosen_and_noise_predicts_nothing() -> None:
 
 def test_cross_fitted_scores_of_noise_rank_by_chance() -> None:
     """Pooled, they rank worse: what is fitted on the other folds leans against the share of wrong answers in one's own."""
-    found, pooled = [], []
+    found, pooled, risks, pooled_risks = [], [], [], []
     for seed in range(20):
         generator = np.random.default_rng(seed)
         truth = generator.random(120) < 0.3
         noise = generator.normal(size=(120, 2)).astype(np.float32)
         p = cross_fitted_regression({0: noise}, truth, QUESTIONS[:120])
-        found.append(quality("noise", p, truth, QUESTIONS[:120], resamples=2, cross_fitted=True).auroc)
-        pooled.append(quality("noise", p, truth, QUESTIONS[:120], resamples=2).auroc)
+        by_fold = quality("noise", p, truth, QUESTIONS[:120], resamples=2, cross_fitted=True)
+        over_all = quality("noise", p, truth, QUESTIONS[:120], resamples=2)
+        found.append(by_fold.auroc)
+        pooled.append(over_all.auroc)
+        risks.append(by_fold.aurc - truth.mean())  # that of a score that says nothing
+        pooled_risks.append(over_all.aurc - truth.mean())
     assert abs(np.mean(found) - 0.5) < 0.04
     assert np.mean(pooled) < np.mean(found) - 0.03
+    assert abs(np.mean(risks)) < 0.02
+    assert np.mean(pooled_risks) > np.mean(risks) + 0.015
 
 
 def test_where_all_answers_are_right_nothing_can_be_ranked() -> None:
