@@ -19,7 +19,7 @@ from nltk.translate.meteor_score import meteor_score
 from numpy.typing import NDArray
 from rouge_score.rouge_scorer import RougeScorer
 
-from ka2l_ray.normalization import Form, normalize_answer, normalize_question
+from ka2l_ray.normalization import Form, compatible, normalize_answer, normalize_question
 from ka2l_ray.words import spaced
 
 METRICS = ("exact_match", "token_f1", "rouge_l", "bleu", "meteor", "bert_score")
@@ -66,14 +66,18 @@ def rouge_l(prediction: str, answers: Sequence[str]) -> float:
 
 def bleu(prediction: str, answers: Sequence[str]) -> float:
     """Sentence BLEU against all aliases, 0 to 1 (sacrebleu, effective order, as answers are short)."""
-    references = [spaced(answer) for answer in answers]
-    return float(sacrebleu.sentence_bleu(spaced(prediction), references, use_effective_order=True).score) / 100
+    references = [_for_bleu(answer) for answer in answers]
+    return float(sacrebleu.sentence_bleu(_for_bleu(prediction), references, use_effective_order=True).score) / 100
 
 
 def corpus_bleu(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
     """Corpus BLEU, 0 to 100, rows with fewer aliases than the most leaving their streams empty."""
-    streams = [[spaced(row[i]) if i < len(row) else None for row in answers] for i in range(max(map(len, answers)))]
-    return float(sacrebleu.corpus_bleu([spaced(prediction) for prediction in predictions], streams).score)
+    streams = [[_for_bleu(row[i]) if i < len(row) else None for row in answers] for i in range(max(map(len, answers)))]
+    return float(sacrebleu.corpus_bleu([_for_bleu(prediction) for prediction in predictions], streams).score)
+
+
+def _for_bleu(text: str) -> str:
+    return spaced(compatible(text))
 
 
 def meteor(prediction: str, answers: Sequence[str]) -> float:

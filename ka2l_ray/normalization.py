@@ -162,12 +162,18 @@ def _words_of(text: str) -> str:
     return " ".join(text.split())
 
 
+def compatible(text: str) -> str:
+    """NFKC, one spelling of apostrophes, hyphens and the like, and nothing glued to a number; case, words and spaces stay."""
+    if text.isascii():
+        return text
+    text = _RAISED_RUN.sub(_raised, _LOWERED_RUN.sub(_lowered, _THIN_THOUSANDS.sub(",", text)))
+    return unicodedata.normalize("NFKC", text.translate(_SPELLING))
+
+
 def _folded(text: str) -> str:
     """NFKC, casefold, single spaces; see the module."""
     if not text.isascii():
-        text = _RAISED_RUN.sub(_raised, _LOWERED_RUN.sub(_lowered, _THIN_THOUSANDS.sub(",", text)))
-        text = unicodedata.normalize("NFKC", text.translate(_SPELLING))
-        text = unicodedata.normalize("NFKC", text.casefold()).translate(_SPELLING)
+        text = unicodedata.normalize("NFKC", compatible(text).casefold()).translate(_SPELLING)
     return _words_of(text.casefold().replace("`", "'"))
 
 

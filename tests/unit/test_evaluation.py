@@ -99,6 +99,21 @@ def test_bleu_by_hand() -> None:
     assert bleu("", ["Paris"]) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("prediction", "answer"), [("ｱﾒﾘｶ", "アメリカ"), ("１２月", "12月"), ("Cafe\u0301", "Café"), ("It’s", "It's")]
+)
+def test_bleu_reads_one_form_of_each_character(prediction: str, answer: str) -> None:
+    assert bleu(prediction, [answer]) == pytest.approx(1)
+    assert bleu(answer, [prediction]) == pytest.approx(1)
+    ending = " and three more words"
+    assert corpus_bleu([prediction + ending], [["else", answer + ending]]) == pytest.approx(100)
+
+
+@pytest.mark.parametrize(("prediction", "answer"), [("10²", "102"), ("paris", "Paris"), ("x ≠ y", "x = y")])
+def test_bleu_does_not_make_equal_what_is_not(prediction: str, answer: str) -> None:
+    assert bleu(prediction, [answer]) < 1
+
+
 def test_corpus_bleu_of_equal_answers_is_100() -> None:
     predictions = ["the city of Quast", "one two three four five"]
     assert corpus_bleu(predictions, [["Quast", predictions[0]], [predictions[1]]]) == pytest.approx(100)
