@@ -159,7 +159,7 @@ def pool_pairs(asked: Sequence[Asked], embed: Embed, rng: random.Random) -> Iter
         changed = other_number(a, rng)
         if changed is not None:
             yield _in_any_order(each.question, a, changed, False, rng)
-        for neighbours in (by_question, by_answer):
+        for neighbours in filter(None, (by_question, by_answer)):  # a question alone has none
             wrong = rng.choice(asked[rng.choice(neighbours)].answers)
             if not _one(wrong, each.answers):
                 stated = reworded(wrong, each.question, rng) if rng.random() < 0.25 else wrong

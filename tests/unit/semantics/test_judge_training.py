@@ -96,6 +96,14 @@ def test_a_pool_gives_aliases_as_the_same_and_near_answers_as_not(tmp_path: Path
     )  # a number near the true one
 
 
+def test_a_pool_of_one_question_gives_what_it_can(tmp_path: Path) -> None:
+    row = {"question": "Which colour?", "answers": ["red", "crimson"], "choices": {"A": "red", "B": "green"}}
+    asked = list(pool(write(tmp_path / "pool.jsonl", [row]), Held()))
+    found = list(pool_pairs(asked, embed, random.Random(0)))
+    assert sorted(({pair.a, pair.b}, pair.same) for pair in found if pair.same) == [({"red", "crimson"}, True)]
+    assert [pair for pair in found if not pair.same and "green" in (pair.a, pair.b)]
+
+
 def test_a_number_changed_is_another_number() -> None:
     rng = random.Random(0)
     for answer in ("1987", "July 4, 1776", "0", "7", "3.5"):
