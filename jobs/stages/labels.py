@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ka2l_ray import schema
 from ka2l_ray.config import EntropyConfig
-from ka2l_ray.semantics.entropy import agreeing_answers, auto_threshold, labels, threshold
+from ka2l_ray.semantics.entropy import KA2L_THRESHOLD, agreeing_answers, auto_threshold, constrained_two_means, labels, threshold
 from ka2l_ray.semantics.reliability import half_entropies, reliability
 from ka2l_ray.store.artefacts import Artefact
 from ka2l_ray.store.storage import Storage
@@ -182,6 +182,11 @@ class Halves:
         entropies, beside = np.array(self.entropies), np.array(self.without) & (config.abstentions != "known")
         if beside.all():
             return None
-        at = threshold(entropies[~beside], rule, quantile=config.quantile, fixed=config.threshold)
+        of = entropies[~beside]
+        if config.rule == "auto" and rule == "two_means":
+            split = constrained_two_means(of, unknown=int(beside.sum()))
+            at = KA2L_THRESHOLD if split is None else split
+        else:
+            at = threshold(of, rule, quantile=config.quantile, fixed=config.threshold)
         half = self.answers / len(entropies)
         return asdict(reliability(entropies, beside, at, share_unknown=share_unknown, half=half))

@@ -141,14 +141,25 @@ def auto_threshold(entropies: Sequence[float] | NDArray[np.float64], unknown: in
         entropies: (n,) nats, of the questions that are labelled by them.
         unknown: questions beside them that are unknown whatever their entropy.
     """
+    known = int((np.asarray(entropies) < KA2L_THRESHOLD).sum())
+    least = LEAST_SHARE * (len(entropies) + unknown)
+    at = constrained_two_means(entropies, unknown)
+    if min(known, len(entropies) - known + unknown) >= least or at is None:
+        return "ka2l", KA2L_THRESHOLD
+    return "two_means", at
+
+
+def constrained_two_means(entropies: Sequence[float] | NDArray[np.float64], unknown: int = 0) -> float | None:
+    """Of the splits that leave each class a twentieth, the one of ``two_means``, nats; None where there is none.
+
+    Args:
+        entropies, unknown: as of ``auto_threshold``.
+    """
     values, counts = np.unique(entropies, return_counts=True)
     least = LEAST_SHARE * (counts.sum() + unknown)
     below = np.cumsum(counts)[:-1]  # questions known, at each split
     allowed = np.flatnonzero((below >= least) & (counts.sum() - below + unknown >= least))
-    known = int(counts[values < KA2L_THRESHOLD].sum())
-    if min(known, counts.sum() - known + unknown) >= least or not len(allowed):
-        return "ka2l", KA2L_THRESHOLD
-    return "two_means", _two_means(values, counts, allowed)
+    return _two_means(values, counts, allowed) if len(allowed) else None
 
 
 def agreeing_answers(k: int, at: float) -> int:

@@ -2,7 +2,8 @@
 
 A label known/unknown is one draw of k answers. Clusters of all answers are clusters of any half of them, so that halves cost no
 judge call. Each half is labelled as if it were all that was drawn, by the same rule: ``ka2l`` and ``fixed`` at their nats,
-``two_means`` and ``quantile`` at the threshold that they find for the halves. Agreement and Cohen's kappa are those of the two
+``two_means`` and ``quantile`` at the threshold that they find for the halves, ``two_means`` among the splits that rule ``auto``
+allows where that took it. Agreement and Cohen's kappa are those of the two
 labels, and stand for those of labels by all answers: kappa hardly grows with their number, as the same nats ask for other
 agreement. The reliability of semantic entropy is the halves' correlation, brought from half the answers to all by
 Spearman-Brown, 2r / (1 + r).

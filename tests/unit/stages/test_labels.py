@@ -133,5 +133,20 @@ def test_the_reliability_of_the_labels_is_recorded(tmp_path: Path) -> None:
     assert facts.reliability["agreement"] == pytest.approx(0.5), "one of two halves of five holds the tenth"
 
 
+def test_halves_are_labelled_by_the_split_that_auto_took(tmp_path: Path) -> None:
+    """Four sure questions among many that are not: two_means alone would part them from the rest, and call that repeatable."""
+    pool = {f"sure-{i}": ["Queen"] * 10 for i in range(4)}
+    pool |= {f"pair-{i}": [*DIFFERENT[:9], "Band 0"] for i in range(60)} | {f"all-{i}": DIFFERENT for i in range(36)}
+    _, facts = labelled(tmp_path / "auto", pool)
+    assert facts.rule == "two_means"
+    assert facts.threshold > 1.5
+    assert facts.reliability is not None
+    assert facts.reliability["threshold"] > 1.3, "not between the sure and the rest"
+    assert facts.reliability["kappa"] < 0.5
+    _, plain = labelled(tmp_path / "plain", pool, rule="two_means")
+    assert plain.reliability is not None
+    assert plain.reliability["kappa"] == 1
+
+
 def test_the_schema_allows_a_label_that_was_dropped() -> None:
     assert schema.ENTROPY.field("label").nullable
