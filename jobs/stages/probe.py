@@ -24,6 +24,7 @@ from ka2l_ray import schema
 from ka2l_ray.config import ProbeConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.stages import train_loops
+from ka2l_ray.normalization import normalize_question
 from ka2l_ray.probes import (
     FILE,
     PAGE,
@@ -152,9 +153,13 @@ class ProbingRows:
                     f"{entropy.url()}: probe.target {config.target} is fitted to all answers, these rows hold bounds; "
                     "leave out sampling.stop_when_decided and entropy.label_only"
                 )
-            soft = [soft_target(config.target, row["semantic_entropy"], row["cluster_ids"]) for row in labelled]
-            silent = [row["label"] == 1 and row["abstains"] for row in labelled]  # one meaning, and no knowledge
-            self.targets = np.where(silent, 1.0, soft).astype(np.float32)
+            soft = [
+                soft_target(
+                    config.target, row["semantic_entropy"], row["cluster_ids"], unanswered=row["label"] == 1 and row["abstains"]
+                )
+                for row in labelled
+            ]
+            self.targets = np.array(soft, np.float32)
         first = hidden_states.read_schema(hidden_states.parquet_files()[0])
         self.layers = sorted(int(name.removeprefix("layer_")) for name in first.names if name.startswith("layer_"))
         self.position: schema.Position = (first.metadata or {}).get(b"position", b"last_prompt_token").decode()
@@ -250,6 +255,7 @@ def _card(config: ProbeConfig, position: schema.Position, layer: int, dimension:
         position=position,
         target=config.target,
         standardized=config.standardize or config.kind == "linear",
+        biases=config.standardize and config.kind == "mlp",
         class_weights=config.class_weights,
         source=source,
     )
@@ -276,6 +282,7 @@ def _finish(
     data = work.read_bytes(f"_scratch/layers/{chosen.layer}.safetensors")
     model, card = probe_from_bytes(data, work.url())
     fitted = np.concatenate([parts["train"], parts["validation"]])
+    groups = [normalize_question(rows.questions[row]) for row in fitted]
     validating = np.arange(len(fitted)) >= len(parts["train"])
     states = rows.states(chosen.layer)
     calibrate(
@@ -285,6 +292,7 @@ def _finish(
         validating,
         rows.config.calibration,
         targets=rows.targets[fitted],
+        groups=groups,
         seed=seed,
         **how,
     )

@@ -47,7 +47,8 @@ class KnowledgeProbe:
     """A classifier of known and unknown on the hidden state that predicts the first answer token; the layer is chosen inside.
 
     With a model it takes questions and reads their states itself; without one it takes states: (n, d) of one layer,
-    (n, L, d) of layers 0 to L - 1, or a mapping from layer to (n, d) (at position ``attention`` to (n, T, d), padded with NaN).
+    (n, L, d) of layers 0 to L - 1, or a mapping from layer to (n, d). At position ``attention`` (n, T, d) of one layer's tokens,
+    padded with NaN, or a mapping to such.
 
     Args:
         model: as of ``Uncertainty``; its own ``model`` will do.
@@ -102,41 +103,55 @@ class KnowledgeProbe:
                 ``semantic_entropy`` and ``cluster_ids``.
 
         Raises:
-            DegenerateLabelsError: there are not two questions of either label.
+            DegenerateLabelsError: there are not two questions of either label, or all targets are the same.
             UserError: X and y do not fit together, or a state is not finite.
         """
         states, groups, columns = self._read(X, None)
         labels, targets = _wanted(self.config.target, columns, y, len(groups))
         kept = np.flatnonzero(~np.isnan(targets))
-        groups, labels, targets = [groups[i] for i in kept], labels[kept], targets[kept].astype(np.float32)
+        groups, targets = [groups[i] for i in kept], targets[kept].astype(np.float32)
+        labels = None if labels is None else labels[kept]
         states = {layer: rows[kept] for layer, rows in states.items()}
-        sides = targets if self.config.target == "label" else targets > np.median(targets)
-        held_out = _validation_rows(groups, sides.astype(np.int8), self.validation, self.seed)
+        if self.config.target == "label":
+            held_out = _validation_rows(groups, targets, self.validation, self.seed)
+        else:
+            held_out = _validation_rows(groups, _sides(targets, self.config.target), self.validation, self.seed, least=1)
         for layer, rows in states.items():
             check_finite(rows, groups, layer)
         apart = {"target", "position", "layers", "workers"}
-        self._probe, best, self.fits_ = fit_layers(
-            states, labels, validation=held_out, targets=targets, seed=self.seed, **self.config.model_dump(exclude=apart)
+        probe, best, self.fits_ = fit_layers(
+            states,
+            np.zeros(len(groups), np.int8) if labels is None else labels,
+            validation=held_out,
+            targets=targets,
+            groups=[_identity(group) for group in groups],
+            seed=self.seed,
+            **self.config.model_dump(exclude=apart),
         )
-        p = predict(self._probe, states[best.layer][held_out])
-        self._card = ProbeCard(
+        p, truth = predict(probe, states[best.layer][held_out]), None if labels is None else labels[held_out]
+        found = {} if truth is None else {"validation": summary(truth, p)}
+        self._probe, self._card = probe, self._card_of(probe, best.layer, found)
+        judged = None if truth is None else figures(truth, p)
+        warning = learned_nothing(best, targets[~held_out], self.config.class_weights, judged)
+        if warning:
+            logger.warning("%s", warning)
+        return self
+
+    def _card_of(self, probe: Probe, layer: int, found: dict[str, Any]) -> ProbeCard:
+        return ProbeCard(
             kind=self.config.kind,
-            layer=best.layer,
-            dimension=states[best.layer].shape[-1],
+            layer=layer,
+            dimension=len(probe.mean),
             hidden_width=self.config.hidden_width,
             position=self.config.position,
             target=self.config.target,
             standardized=self.config.standardize or self.config.kind == "linear",
+            biases=self.config.standardize and self.config.kind == "mlp",
             class_weights=self.config.class_weights,
-            calibration=self._probe.calibration,
+            calibration=probe.calibration,
             source=None if self.model is None else self.model.source(),
-            figures={"validation": summary(labels[held_out], p)},
+            figures=found,
         )
-        weights = self.config.class_weights
-        warning = learned_nothing(best, targets[~held_out], weights, figures(labels[held_out], p))
-        if warning:
-            logger.warning("%s", warning)
-        return self
 
     @property
     def layer_(self) -> int:
@@ -194,6 +209,8 @@ class KnowledgeProbe:
             "target": card.target,
             "layers": [card.layer],
         }
+        if card.position != "answer_token":  # whose states only a run makes
+            of_card["position"] = card.position
         found = cls(model, tokenizer, **of_card, **settings)
         found._probe, found._card = probe, card
         found._check_model(str(file))
@@ -222,8 +239,10 @@ class KnowledgeProbe:
         return self._probe, self._card
 
     def _read(self, X: Any, only: int | None) -> tuple[States, list[str], Mapping[str, Any]]:
-        """(states by layer, what rows must not be parted by: question or place, columns that came with them)."""
-        given = _given_states(X, self.config.position)
+        """(states by layer, what rows must not be parted by: question or equal states, columns that came with them)."""
+        position = self.config.position if only is None else self._fitted()[1].position
+        alone = self.config.layers[0] if self.config.layers != "all" and len(self.config.layers) == 1 else 0
+        given = _given_states(X, position, alone)
         if given is None:
             if self.model is None:
                 raise UserError(
@@ -235,7 +254,6 @@ class KnowledgeProbe:
                 raise UserError(
                     f"layer {max(layers)} does not exist; this model has layers 0 (embeddings) to {self.model.layers[-1]}"
                 )
-            position = self.config.position if self._card is None or only is None else self._card.position
             states = self.model.states(asked.questions, layers if only is None else [only], position)
             return states, asked.questions, asked.columns or {}
         wanted = list(given) if self.config.layers == "all" else self.config.layers
@@ -244,13 +262,12 @@ class KnowledgeProbe:
         missing = [layer for layer in wanted if layer not in given]
         if missing:
             raise UserError(f"no states of layer {missing[0]} were given, only of {list(given)}")
-        n = len(next(iter(given.values())))
         states = {layer: given[layer] for layer in wanted} if only is None else {only: given[wanted[0]]}
-        return states, [str(i) for i in range(n)], {}
+        return states, [] if only is not None else _equal_rows(given), {}
 
 
-def _given_states(X: Any, position: Position) -> States | None:
-    """States by layer where X holds numbers; None where it holds questions."""
+def _given_states(X: Any, position: Position, alone: int) -> States | None:
+    """States by layer where X holds numbers, those of one layer under the number ``alone``; None where it holds questions."""
     axes = 3 if position == "attention" else 2
     if isinstance(X, Mapping) and X and all(isinstance(layer, int | np.integer) for layer in X):
         found = {int(layer): _numbers(rows) for layer, rows in X.items()}
@@ -260,11 +277,24 @@ def _given_states(X: Any, position: Position) -> States | None:
     array = None if isinstance(X, Mapping) or "question" in getattr(X, "columns", ()) else _numbers(X)
     if array is None:
         return None
-    if array.ndim == 3:
+    if array.ndim == 3 and position != "attention":
         return {layer: array[:, layer] for layer in range(array.shape[1])}
-    if array.ndim != 2:
-        raise UserError(f"states of shape {array.shape}; give (n, d) of one layer, or (n, L, d) of all")
-    return {0: array}
+    if array.ndim != axes:
+        wanted = "(n, T, d) of one layer's tokens" if position == "attention" else "(n, d) of one layer, or (n, L, d) of all"
+        raise UserError(f"states of shape {array.shape}; give {wanted}")
+    return {alone: array}
+
+
+def _equal_rows(states: States) -> list[str]:
+    """(n,) the place of the first row with the same states in all layers."""
+    first: dict[bytes, int] = {}
+    found = []
+    for i in range(len(next(iter(states.values())))):
+        digest = hashlib.sha256()
+        for rows in states.values():
+            digest.update(rows[i].tobytes())
+        found.append(str(first.setdefault(digest.digest(), i)))
+    return found
 
 
 def _numbers(X: Any) -> NDArray[np.float32] | None:
@@ -277,22 +307,39 @@ def _numbers(X: Any) -> NDArray[np.float32] | None:
     return None
 
 
-def _wanted(target: Target, columns: Mapping[str, Any], y: Any, n: int) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-    """(n,) labels that calibrate and (n,) targets that are fitted; NaN where a row is to be left out."""
+def _wanted(target: Target, columns: Mapping[str, Any], y: Any, n: int) -> tuple[NDArray[np.int8] | None, NDArray[np.float64]]:
+    """(n,) labels that calibrate, None where there are none, and (n,) targets that are fitted; NaN where a row is left out."""
     if target == "label":
         found = _column(columns.get("label") if y is None else y, n)
         told = found[~np.isnan(found)]
         if not np.isin(told, (0, 1)).all():
             raise UserError(f"labels must be 1 (unknown) or 0 (known); there are {sorted(set(map(str, told.tolist())))[:5]}")
         return np.nan_to_num(found).astype(np.int8), found
+    labels = _column(columns["label"], n) if "label" in columns else None
     if y is None and "semantic_entropy" in columns and "cluster_ids" in columns:
-        pairs = zip(columns["semantic_entropy"], columns["cluster_ids"], strict=True)
-        y = [soft_target(target, entropy, list(ids)) for entropy, ids in pairs]
+        unknown = np.ones(n, bool) if labels is None else labels == 1
+        unanswered = unknown & np.array([bool(each) for each in columns.get("abstains", [False] * n)])
+        of = zip(columns["semantic_entropy"], columns["cluster_ids"], unanswered.tolist(), strict=True)
+        y = [soft_target(target, entropy, list(ids), unanswered=silent) for entropy, ids, silent in of]
     targets = _column(y, n)
     if (targets < 0).any() or (targets > 1).any():
         raise UserError(f"target {target} goes from 0 to 1; these go from {np.nanmin(targets):g} to {np.nanmax(targets):g}")
-    labels = _column(columns["label"], n) if "label" in columns else np.zeros(n)
+    if labels is None:
+        return None, targets
     return np.nan_to_num(labels).astype(np.int8), np.where(np.isnan(labels), np.nan, targets)
+
+
+def _sides(targets: NDArray[np.float32], target: Target) -> NDArray[np.bool_]:
+    """(n,) whether a target is above the median; where none is, whether it is there.
+
+    Raises:
+        DegenerateLabelsError: all are the same.
+    """
+    if len(set(targets.tolist())) < 2:
+        raise DegenerateLabelsError(f"target {target} is the same for all {len(targets)} questions: no probe can be fitted")
+    middle = np.median(targets)
+    above: NDArray[np.bool_] = targets > middle
+    return above if above.any() else targets == middle
 
 
 def _column(y: Any, n: int) -> NDArray[np.float64]:
@@ -308,14 +355,20 @@ def _column(y: Any, n: int) -> NDArray[np.float64]:
         raise UserError(f"labels must be 1 (unknown) or 0 (known); there are {sorted(set(map(str, array)))[:5]}") from None
 
 
-def _validation_rows(groups: Sequence[str], labels: NDArray[np.int8], share: float, seed: int) -> NDArray[np.bool_]:
-    """(n,) the rows that validate: ``share`` of each label's questions, drawn by hash of the text; one at least.
+def _identity(group: str) -> str:
+    return normalize_question(group) or group
+
+
+def _validation_rows(
+    groups: Sequence[str], labels: NDArray[Any], share: float, seed: int, *, least: int = 2
+) -> NDArray[np.bool_]:
+    """(n,) the rows that validate: ``share`` of each label's questions, drawn by hash of the text; one at least, none of one.
 
     Raises:
-        DegenerateLabelsError: a label has fewer than two different questions.
+        DegenerateLabelsError: a label has fewer than ``least`` different questions, or none has two.
     """
     label_of: dict[str, int] = {}
-    names = [normalize_question(group) or group for group in groups]
+    names = [_identity(group) for group in groups]
     for name, label in zip(names, labels.tolist(), strict=True):
         label_of.setdefault(name, label)
     chosen: set[str] = set()
@@ -324,12 +377,14 @@ def _validation_rows(groups: Sequence[str], labels: NDArray[np.int8], share: flo
             (name for name, each in label_of.items() if each == label),
             key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest(),
         )
-        if len(order) < 2:
+        if len(order) < least:
             raise DegenerateLabelsError(
-                f"{len(order)} of {len(labels)} questions are {word}: no probe can be fitted; give more questions, or "
+                f"{len(order)} of {len(label_of)} questions are {word}: no probe can be fitted; give more questions, or "
                 "another rule of what is unknown (such as two_means)"
             )
         chosen.update(order[: min(len(order) - 1, max(1, round(share * len(order))))])
+    if not chosen:
+        raise DegenerateLabelsError(f"{len(label_of)} questions are too few for a probe; give more")
     return np.array([name in chosen for name in names])
 
 

@@ -68,6 +68,8 @@ class ProbeCard:
     position: Position = "last_prompt_token"
     target: Target = "label"
     standardized: bool = True
+    biases: bool = False
+    """Of gate and up, in ``mlp``: where states are standardised (not in probes that were saved before there were any)."""
     class_weights: str = "balanced"
     calibration: str = "none"
     source: Source | None = None
@@ -104,7 +106,8 @@ def probe_from_bytes(data: bytes, where: str) -> tuple[Probe, ProbeCard]:
         UserError: the bytes are not a probe of ours, or damaged.
     """
     card = probe_card(data, where)
-    probe = make_probe(card.kind, card.dimension, card.hidden_width, attention=card.position == "attention")
+    attention = card.position == "attention"
+    probe = make_probe(card.kind, card.dimension, card.hidden_width, attention=attention, biases=card.biases)
     try:
         weights = load(data)
         probe.curve = weights["curve"]  # as long as it was fitted
@@ -120,7 +123,8 @@ def card_page(card: ProbeCard) -> str:
     source = card.source
     lines = ["# A probe of what a language model knows", ""]
     lines += [f"p(unknown) of a question from {_words(card.position)}, layer {card.layer}, without sampling an answer.", ""]
-    rows: dict[str, Any] = {"kind": card.kind, "fitted to": card.target}
+    network = ", gate and up with biases" if card.biases else ""
+    rows: dict[str, Any] = {"kind": f"{card.kind}{network}", "fitted to": card.target}
     if source is not None:
         revision = f" @ {source.revision}" if source.revision else ""
         rows |= {"model": f"{source.model}{revision}, {source.layers} layers of width {card.dimension}"}
@@ -132,10 +136,19 @@ def card_page(card: ProbeCard) -> str:
     for part, found in card.figures.items():
         lines += ["", f"On {found['rows']} questions of {part}, {found['base_rate']:.1%} of them unknown:", ""]
         lines += [f"* {name}: {found[key]:.3f}" for key, name in FIGURES.items()]
-    given = "" if source is None else f', "{source.model}"'
-    use = f'probe = KnowledgeProbe.load("."{given})\nprint(probe.predict_proba(["Who wrote Faust?"])[:, 1])'
-    lines += ["", "```python", "from ka2l_ray import KnowledgeProbe", "", use, "```", ""]
+    lines += ["", "```python", *_use(card), "```", ""]
     return "\n".join(lines)
+
+
+def _use(card: ProbeCard) -> list[str]:
+    """Lines of Python: of questions where they make the states that the probe reads, else of states."""
+    if card.source is not None and card.position != "answer_token":
+        load = f'probe = KnowledgeProbe.load(".", "{card.source.model}")'
+        return ["from ka2l_ray import KnowledgeProbe", "", load, 'print(probe.predict_proba(["Who wrote Faust?"])[:, 1])']
+    shape, said = ((1, 9), "n, tokens") if card.position == "attention" else ((1,), "n")
+    zeros = f"np.zeros({(*shape, card.dimension)}, np.float32)  # yours: ({said}, {card.dimension}), of layer {card.layer}"
+    use = ['probe = KnowledgeProbe.load(".")', f"states = {zeros}", "print(probe.predict_proba(states)[:, 1])"]
+    return ["import numpy as np", "", "from ka2l_ray import KnowledgeProbe", "", *use]
 
 
 FIGURES = {

@@ -6,7 +6,7 @@ The paper chooses the layer on the test set; here validation chooses, and the te
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,7 +72,7 @@ def fit_probe(
         validation: states and targets that choose among layers, and end the training of ``mlp``.
         hidden_width: of ``mlp``, as are learning rate, epochs, batch size, early stopping, patience and seed: ``linear``
             converges, whatever the seed.
-        standardize: by mean and scale of ``states``. ``linear`` always does.
+        standardize: by mean and scale of ``states``. ``linear`` always does; ``mlp`` then has biases.
         early_stopping: end after ``patience`` epochs whose validation loss is no lower than the lowest, whose weights are kept.
         class_weights: ``balanced`` weighs both labels alike, however many of each there are.
         on_epoch: told (epoch, mean training loss in nats) after each pass.
@@ -84,7 +84,7 @@ def fit_probe(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        probe = make_probe(kind, states.shape[-1], hidden_width, attention=states.ndim == 3)
+        probe = make_probe(kind, states.shape[-1], hidden_width, attention=states.ndim == 3, biases=standardize)
     if standardize:
         probe.standardise(states)
     probe = probe.to(device)
@@ -219,7 +219,12 @@ def _judged(probe: Probe, layer: int, validation: tuple[NDArray[np.floating], ND
 
 def better(a: LayerFit, b: LayerFit) -> bool:
     """Whether ``a`` is to be chosen before ``b``: by validation AUROC, then loss, then the earlier layer."""
-    return (-a.validation_auroc, a.validation_loss, a.layer) < (-b.validation_auroc, b.validation_loss, b.layer)
+    return _rank(a) < _rank(b)
+
+
+def _rank(fit: LayerFit) -> tuple[float, float, int]:
+    auroc = 0.5 if np.isnan(fit.validation_auroc) else fit.validation_auroc  # of equal targets
+    return -auroc, fit.validation_loss, fit.layer
 
 
 def fit_layers(
@@ -228,6 +233,7 @@ def fit_layers(
     *,
     validation: NDArray[np.bool_],
     targets: NDArray[np.floating] | None = None,
+    groups: Sequence[Hashable] | None = None,
     seed: int = 0,
     calibration: Calibration = DEFAULTS.calibration,
     **how: Any,
@@ -239,6 +245,7 @@ def fit_layers(
         labels: (n,) 1 unknown, 0 known.
         validation: (n,) the rows that choose among layers; the others are fitted on.
         targets: (n,) what is fitted in place of the labels, 0 to 1.
+        groups: as of ``calibrate``.
         how: further arguments of ``fit_probe``.
     """
     wanted = labels if targets is None else targets
@@ -254,7 +261,7 @@ def fit_layers(
             best = probe, fit
     assert best is not None
     probe, fit = best
-    how |= {"layer": fit.layer, "seed": layer_seed(seed, fit.layer), "targets": wanted}
+    how |= {"layer": fit.layer, "seed": layer_seed(seed, fit.layer), "targets": wanted, "groups": groups}
     calibrate(probe, states[fit.layer], labels, validation, calibration, **how)
     return probe, fit, fits
 
@@ -271,6 +278,7 @@ def calibrate(
     method: Calibration,
     *,
     targets: NDArray[Any],
+    groups: Sequence[Hashable] | None = None,
     **how: Any,
 ) -> None:
     """Give a fitted probe the curve from its logit to a probability; its ``calibration`` says which.
@@ -283,17 +291,19 @@ def calibrate(
         states: (n, d) of the probe's layer.
         validation: (n,) rows that the probe was not fitted on.
         targets, how: as the probe was fitted.
+        groups: (n,) what rows must not be parted by in cross-fitting, such as their questions; equal states where there are none.
     """
     rows = np.flatnonzero(~validation if isinstance(probe, LinearProbe) else validation)
     truth = labels[rows]
     if method == "none" or len(set(truth.tolist())) < 2:
         return
+    group = _numbered([states[row].tobytes() if groups is None else groups[row] for row in rows])
     logits: NDArray[np.floating]
     if isinstance(probe, LinearProbe):
-        logits = _cross_fitted_logits(states[rows], targets[rows], **how)
+        logits = _cross_fitted_logits(states[rows], targets[rows], group, **how)
     else:
         logits = _by_chunks(logit_of, probe, states[rows])
-    if method == "isotonic" or (method == "auto" and len(rows) >= ISOTONIC_FROM):
+    if method == "isotonic" or (method == "auto" and group.max() + 1 >= ISOTONIC_FROM):
         probe.curve = torch.from_numpy(np.stack(isotonic_regression(logits, truth))).float()
         probe.calibration = "isotonic"
         return
@@ -303,25 +313,34 @@ def calibrate(
     probe.calibration = "platt"
 
 
-def _cross_fitted_logits(states: NDArray[np.floating], targets: NDArray[Any], **how: Any) -> NDArray[np.float64]:
-    """(n,) of a linear probe that was fitted on other rows."""
-    fold = np.random.default_rng(0).permutation(len(targets)) % FOLDS
+def _numbered(groups: Sequence[Hashable]) -> NDArray[np.int64]:
+    """(n,) numbers of the groups from 0, in the order in which they come."""
+    numbers = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    return np.array([numbers[group] for group in groups], np.int64)
+
+
+def _cross_fitted_logits(
+    states: NDArray[np.floating], targets: NDArray[Any], group: NDArray[np.int64], **how: Any
+) -> NDArray[np.float64]:
+    """(n,) of a linear probe that was fitted on rows of other groups; where there is one group, on the same."""
+    fold = (np.random.default_rng(0).permutation(group.max() + 1) % FOLDS)[group]
     logits = np.zeros(len(targets))
     for held_out in np.unique(fold):
-        rest, test = fold != held_out, fold == held_out
+        test = fold == held_out
+        rest = test if test.all() else ~test
         part, _ = fit_probe(states[rest], targets[rest], validation=(states[test], targets[test]), **how)
         logits[test] = _by_chunks(logit_of, part, states[test])
     return logits
 
 
 def learned_nothing(
-    fit: LayerFit, targets: NDArray[Any], class_weights: Literal["balanced", "none"], held_out: Figures
+    fit: LayerFit, targets: NDArray[Any], class_weights: Literal["balanced", "none"], held_out: Figures | None
 ) -> str | None:
     """A warning, where the training loss stayed at the base rate's entropy, or p(unknown) is no better than the base rate.
 
     Args:
         targets: of the training part.
-        held_out: figures of the calibrated probe on rows that it was not fitted on.
+        held_out: figures of the calibrated probe on rows that it was not fitted on; None where they have no labels.
     """
     weights = balanced(targets) if class_weights == "balanced" else (1.0, 1.0)
     unknown, known = (weights[1] * float(np.mean(targets)), weights[0] * float(np.mean(1.0 - targets)))
@@ -332,6 +351,8 @@ def learned_nothing(
             f"the training loss of layer {fit.layer} stayed at {fit.train_loss:.4f} nats, the base rate's entropy is {base:.4f}: "
             "the probe is not trained; raise probe.epochs or probe.learning_rate, or leave probe.standardize on"
         )
+    if held_out is None or np.isnan(held_out.auroc):  # no labels, or all alike
+        return None
     if held_out.log_loss > (1 - LEAST_GAIN) * held_out.base_rate_entropy:
         return (
             f"on {held_out.rows} questions it was not fitted on the probe's loss is {held_out.log_loss:.4f} nats, that of always "

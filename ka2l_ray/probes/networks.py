@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Kind = Literal["mlp", "linear"]
-LEAST_SCALE = 1e-6  # of a dimension that does not vary
+CONSTANT = 1e-6  # a standard deviation of so small a part of the mean is rounding
 
 
 class Probe(nn.Module):
@@ -48,11 +48,13 @@ class Probe(nn.Module):
         raise NotImplementedError
 
     def standardise(self, states: NDArray[np.floating]) -> None:
-        """Take mean and scale from training states (n, D), or from their tokens (n, T, D)."""
+        """Take mean and scale from training states (n, D), or from their tokens (n, T, D); a dimension that does not vary keeps
+        its scale, as other states may vary in it."""
         rows = states.reshape(-1, states.shape[-1])
         rows = rows[~np.isnan(rows[:, 0])] if states.ndim == 3 else rows
-        self.mean.copy_(torch.from_numpy(rows.mean(0, dtype=np.float64)))
-        self.scale.copy_(torch.from_numpy(rows.std(0, dtype=np.float64)).clamp(min=LEAST_SCALE))
+        mean, scale = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
+        self.mean.copy_(torch.from_numpy(mean))
+        self.scale.copy_(torch.from_numpy(np.where(scale <= CONSTANT * np.abs(mean), 1.0, scale)))
 
     def calibrated(self, logit_B: Tensor) -> Tensor:
         """(B,) probability of a logit: by the isotonic curve where there is one, else sigmoid(slope x logit + offset)."""
@@ -75,12 +77,19 @@ class Probe(nn.Module):
 
 
 class MLPProbe(Probe):
-    """KA2L's probe, "4 linear layers and 1 SiLU": head(down(silu(gate(x)) * up(x))); 3 d w + 2 d + 2 parameters."""
+    """KA2L's probe, "4 linear layers and 1 SiLU": head(down(silu(gate(x)) * up(x))); 3 d w + 2 d + 2 parameters.
 
-    def __init__(self, dimension: int, hidden_width: int, attention: bool = False) -> None:
+    Of states about zero silu(gate(x)) * up(x) is even to leading order, and blind to a direction, which is what there mostly is
+    to read. ``biases`` of gate and up (2 w parameters) mend that: up begins at 1, where the product is a SiLU's hidden layer. The
+    paper has none, and its states are not standardised.
+    """
+
+    def __init__(self, dimension: int, hidden_width: int, attention: bool = False, biases: bool = False) -> None:
         super().__init__(dimension, attention)
-        self.gate = nn.Linear(dimension, hidden_width, bias=False)
-        self.up = nn.Linear(dimension, hidden_width, bias=False)
+        self.gate = nn.Linear(dimension, hidden_width, bias=biases)
+        self.up = nn.Linear(dimension, hidden_width, bias=biases)
+        if biases:
+            nn.init.ones_(self.up.bias)
         self.down = nn.Linear(hidden_width, dimension, bias=False)
         self.head = nn.Linear(dimension, 2)
 
@@ -101,8 +110,9 @@ class LinearProbe(Probe):
         return logits_B2
 
 
-def make_probe(kind: Kind, dimension: int, hidden_width: int, *, attention: bool = False) -> Probe:
-    return MLPProbe(dimension, hidden_width, attention) if kind == "mlp" else LinearProbe(dimension, attention)
+def make_probe(kind: Kind, dimension: int, hidden_width: int, *, attention: bool = False, biases: bool = False) -> Probe:
+    """``hidden_width`` and ``biases`` are of ``mlp``."""
+    return MLPProbe(dimension, hidden_width, attention, biases) if kind == "mlp" else LinearProbe(dimension, attention)
 
 
 @torch.inference_mode()

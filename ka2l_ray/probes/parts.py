@@ -36,9 +36,15 @@ def largest_meaning(cluster_ids: Sequence[int]) -> float:
     return float(np.bincount(np.asarray(cluster_ids)).max() / len(cluster_ids))
 
 
-def soft_target(target: Target, semantic_entropy: float, cluster_ids: Sequence[int]) -> float:
+def soft_target(target: Target, semantic_entropy: float, cluster_ids: Sequence[int], *, unanswered: bool = False) -> float:
     """What a probe is to say of a question, 0 (known) to 1, where it is no label: the share of its answers outside their largest
-    meaning (``soft``), or its semantic entropy as a share of the most that so many answers can have (``semantic_entropy``)."""
+    meaning (``soft``), or its semantic entropy as a share of the most that so many answers can have (``semantic_entropy``).
+
+    Args:
+        unanswered: it abstains, and counts as unknown for that: 1, as its answers have one meaning, and show no knowledge.
+    """
+    if unanswered:
+        return 1.0
     if target == "soft":
         return 1 - largest_meaning(cluster_ids)
     most = np.log(len(cluster_ids)) if len(cluster_ids) > 1 else 1.0

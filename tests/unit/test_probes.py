@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -62,6 +63,66 @@ def test_mlp_is_head_of_down_of_silu_gate_times_up() -> None:
     inner = gate / (1 + np.exp(-gate)) * up
     expected = (inner @ weight["down.weight"].T) @ weight["head.weight"].T + weight["head.bias"]
     np.testing.assert_allclose(probe(x).detach().numpy(), expected, rtol=1e-12)
+
+
+def test_biases_of_the_mlp_are_those_of_gate_and_up_which_begins_at_one() -> None:
+    torch.manual_seed(0)
+    probe, x = MLPProbe(5, 7, biases=True).double(), torch.randn(3, 5, dtype=torch.float64)
+    assert sum(p.numel() for p in probe.parameters()) == 3 * 5 * 7 + 2 * 5 + 2 + 2 * 7
+    assert (probe.up.bias == 1).all()
+    gate, up = (x @ part.weight.T + part.bias for part in (probe.gate, probe.up))
+    torch.testing.assert_close(
+        probe(x), (gate * gate.sigmoid() * up) @ probe.down.weight.T @ probe.head.weight.T + probe.head.bias
+    )
+
+
+def towards(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """States far from zero of which one direction says the label, as well as a logistic can."""
+    rng = np.random.default_rng(seed)
+    states = rng.normal(size=(n, 64))
+    labels = (6 * states[:, :8].mean(1) * 8**0.5 / 2 + rng.logistic(size=n) > 0).astype(np.int8)
+    return (5 / 8 * states + 3).astype(np.float32), labels
+
+
+def test_the_mlp_reads_a_direction_in_standardised_states() -> None:
+    states, labels = towards(750, 0)
+    unseen, truth = towards(2000, 1)
+    found = {}
+    for kind in ("mlp", "linear"):
+        probe, _, _ = fit_layers({0: states}, labels, validation=np.arange(750) >= 600, kind=kind, hidden_width=512)
+        found[kind] = auroc(truth, predict(probe, unseen))
+    assert found["linear"] > 0.85
+    assert found["mlp"] > found["linear"] - 0.03
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_the_mlp_has_biases_where_its_states_are_standardised(standardize: bool) -> None:
+    probe, _ = fit_probe(*separable(60), validation=separable(20, seed=1), hidden_width=4, epochs=1, standardize=standardize)
+    assert isinstance(probe, MLPProbe)
+    assert (probe.up.bias is not None, probe.gate.bias is not None) == (standardize, standardize)
+
+
+def test_a_dimension_that_was_constant_in_training_may_vary_later() -> None:
+    states, labels = separable(400)
+    states[:, 5] = 7.1  # whose float32 mean is not quite itself
+    states[:, 6] = 0
+    unseen, truth = separable(400, seed=2)
+    unseen[:, 5:7] = states[:, 5:7] + 0.01 * np.random.default_rng(0).normal(size=(400, 2))
+    for kind in ("mlp", "linear"):
+        probe, _ = fit_probe(
+            states, labels, **{**SETTINGS, "kind": kind, "learning_rate": 1e-2}, validation=separable(200, seed=1)
+        )
+        assert probe.scale[5:7].tolist() == [1, 1]
+        assert auroc(truth, predict(probe, unseen)) > 0.99
+
+
+@pytest.mark.parametrize("norm", [1e-7, 1e7])
+def test_states_of_any_size_are_standardised_alike(norm: float) -> None:
+    states, labels = separable(400)
+    wanted = logistic_regression(states, labels)
+    probe = logistic_regression((norm * states.astype(np.float64)).astype(np.float32), labels)
+    np.testing.assert_allclose(probe.scale.numpy(), norm * wanted.scale.numpy(), rtol=1e-4)
+    np.testing.assert_allclose(predict(probe, norm * states), predict(wanted, states), atol=1e-3)
 
 
 def test_linear_probe_is_logistic_regression() -> None:
@@ -218,6 +279,26 @@ def test_a_probe_survives_saving(kind) -> None:
     assert torch.equal(p_unknown(loaded, x), p_unknown(probe, x))
 
 
+@pytest.mark.parametrize("biases", [True, False])
+def test_an_mlp_is_read_with_the_biases_that_its_card_has(biases: bool) -> None:
+    probe = make_probe("mlp", 6, 10, biases=biases)
+    data = probe_to_bytes(probe, ProbeCard("mlp", 4, 6, 10, biases=biases))
+    loaded, card = probe_from_bytes(data, "here")
+    x = torch.randn(5, 6)
+    assert torch.equal(p_unknown(loaded, x), p_unknown(probe, x))
+    assert ("gate and up with biases" in card_page(card)) == biases
+
+
+def test_an_mlp_saved_before_there_were_biases_is_still_read() -> None:
+    probe, card = make_probe("mlp", 6, 10), asdict(ProbeCard("mlp", 4, 6, 10))
+    del card["biases"]
+    weights = {name: tensor.contiguous() for name, tensor in probe.state_dict().items()}
+    loaded, read = probe_from_bytes(save(weights, {"card": json.dumps(card)}), "here")
+    x = torch.randn(5, 6)
+    assert not read.biases
+    assert torch.equal(p_unknown(loaded, x), p_unknown(probe, x))
+
+
 FOREIGN_FILES = {
     "empty": b"",
     "text": b"question_id,p_unknown\nq1,0.5\n",
@@ -261,6 +342,9 @@ def test_the_better_layer_has_more_auroc_then_less_loss_then_comes_first() -> No
     assert better(fit, LayerFit(1, 0.9, 0.99, 0.5, 0.0))
     assert better(fit, LayerFit(6, 0.9, 0.99, 0.4, 0.0))
     assert not better(fit, fit)
+    alike = LayerFit(1, float("nan"), 0.8, 0.4, 0.1)  # validation's targets are all the same: its loss chooses
+    assert better(LayerFit(2, float("nan"), 0.8, 0.3, 0.1), alike)
+    assert better(fit, alike)
 
 
 def test_fitting_a_probe_takes_states_labels_and_what_validates() -> None:
@@ -379,6 +463,36 @@ def test_class_weights_move_the_cut_and_calibration_moves_it_back(kind: str) -> 
         assert mean[each] == pytest.approx(0.1, abs=0.03)
 
 
+def test_copies_of_a_question_do_not_calibrate_the_probe_that_was_fitted_on_them() -> None:
+    unseen, truth = at_norm(5, 4000, seed=9)
+    errors = {}
+    for name, copies in (("once", 1), ("six times", 6), ("six times, of questions", 6)):
+        found = []
+        for seed in range(3):
+            states, labels = (np.repeat(each, copies, axis=0) for each in at_norm(5, 250, seed=seed))
+            groups = None
+            if name.endswith("questions"):  # whose states are not quite the same
+                states = states + 1e-3 * np.random.default_rng(0).normal(size=states.shape).astype(np.float32)
+                groups = [f"Question {i // copies}" for i in range(len(labels))]
+            validation = np.repeat(np.arange(250) >= 200, copies)
+            probe, _, _ = fit_layers({0: states}, labels, validation=validation, kind="linear", groups=groups)
+            assert probe.calibration == "platt", "1200 rows of 200 questions are 200"
+            found.append(calibration_error(truth, predict(probe, unseen)))
+        errors[name] = np.mean(found)
+    assert max(errors.values()) < errors["once"] + 0.04
+
+
+def test_states_that_are_all_alike_have_the_base_rate() -> None:
+    labels = (np.arange(60) % 3 == 0).astype(np.int8)
+    for kind in ("linear", "mlp"):
+        for calibration in ("platt", "isotonic"):
+            how = {"kind": kind, "hidden_width": 4, "epochs": 1, "calibration": calibration}
+            probe, _, _ = fit_layers({0: np.ones((60, 3), np.float32)}, labels, validation=np.arange(60) >= 30, **how)
+            p = predict(probe, np.array([[1, 1, 1], [1, 2, 0]], np.float32))
+            assert np.isfinite(p).all(), (kind, calibration)
+            assert p[0] == pytest.approx(1 / 3, abs=0.02)
+
+
 def test_a_probe_with_its_curve_survives_saving() -> None:
     states, labels = at_norm(5)
     for calibration in ("platt", "isotonic"):
@@ -431,6 +545,7 @@ def test_soft_targets_are_the_share_outside_the_largest_meaning_and_the_entropy_
     assert soft_target("soft", 0.95, ids) == pytest.approx(0.4)
     assert soft_target("semantic_entropy", 0.95, ids) == pytest.approx(0.95 / np.log(5))
     assert soft_target("semantic_entropy", 0.0, [0]) == 0
+    assert soft_target("soft", 0.0, [0] * 10, unanswered=True) == soft_target("semantic_entropy", 0.0, [0], unanswered=True) == 1
     alike = np.full(5, 0.4, np.float32)
     parts = {"train": np.arange(3), "validation": np.arange(3, 5), "test": np.arange(0)}
     with pytest.raises(DegenerateLabelsError, match=r"target soft is the same for all 3 questions of the probe's train part"):
@@ -452,5 +567,8 @@ def test_a_probe_that_learned_nothing_is_told() -> None:
     probe, fit, _ = fit_layers({2: states}, truth, validation=validation, kind="linear")
     good = figures(truth[validation], predict(probe, states[validation]))
     assert learned_nothing(fit, truth[~validation], "balanced", good) is None
+    assert learned_nothing(fit, truth[~validation], "balanced", None) is None
+    alike = figures(np.ones(150), np.full(150, 0.6))  # one class: there is nothing to say
+    assert learned_nothing(fit, truth[~validation], "balanced", alike) is None
     blind = figures(truth[validation], np.full(150, truth.mean()))
     assert "it says nothing about other questions" in (learned_nothing(fit, truth[~validation], "balanced", blind) or "")

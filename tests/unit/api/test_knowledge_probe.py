@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,18 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from ka2l_ray import KnowledgeProbe, Uncertainty
-from ka2l_ray.api.knowledge_probe import _validation_rows
+from ka2l_ray.api.knowledge_probe import _validation_rows, _wanted
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.language_model import LanguageModel
-from ka2l_ray.probes import DegenerateLabelsError, probe_from_bytes
+from ka2l_ray.probes import (
+    DegenerateLabelsError,
+    ProbeCard,
+    Source,
+    card_page,
+    make_probe,
+    probe_from_bytes,
+    probe_to_bytes,
+)
 from ka2l_ray.uncertainty.calibration import figures
 from ka2l_ray.world.facts import World
 
@@ -150,6 +159,84 @@ def test_a_target_of_its_own_needs_no_label() -> None:
     assert np.corrcoef(probe.predict_proba(states)[:, 1], shares)[0, 1] > 0.95
     with pytest.raises(UserError, match="target soft goes from 0 to 1"):
         KnowledgeProbe(target="soft").fit(states, shares + 1)
+
+
+def test_of_a_target_of_its_own_only_equal_ones_leave_nothing_to_fit(caplog: pytest.LogCaptureFixture) -> None:
+    states, _ = layered(200)
+    most = np.clip(1.1 + states[:, 1, 0] / 6, 0, 1)
+    assert (most == 1).mean() > 0.5
+    probe = KnowledgeProbe(target="soft").fit(states, most)
+    assert np.corrcoef(probe.predict_proba(states)[:, 1], most)[0, 1] > 0.8
+    assert probe.card.figures == {}, "there are no labels to hold it against"
+    assert "questions of" not in card_page(probe.card)
+    assert not caplog.records
+    for targets in (np.where(np.arange(200) == 3, 0.0, 1.0), np.where(np.arange(200) == 3, 1.0, 0.2)):
+        assert np.isfinite(KnowledgeProbe(target="soft").fit(states, targets).predict_proba(states)).all()
+    with pytest.raises(DegenerateLabelsError, match="target soft is the same for all 200 questions"):
+        KnowledgeProbe(target="soft").fit(states, np.ones(200))
+    with pytest.raises(DegenerateLabelsError, match="2 questions are too few"):
+        KnowledgeProbe(target="soft").fit(states[:2], [0.1, 0.9])
+
+
+@pytest.mark.parametrize("target", ["soft", "semantic_entropy"])
+def test_ten_times_i_do_not_know_is_the_most_unknown(target: Any) -> None:
+    ids = [[0] * 10, list(range(10)), [0] * 5 + [1] * 5, [0] * 10, [0] * 10]
+    entropies = [0.0, np.log(10), np.log(2), 0.0, 0.0]
+    columns = {"cluster_ids": ids, "semantic_entropy": entropies, "abstains": [False, False, False, True, True]}
+    labels, targets = _wanted(target, {**columns, "label": [0, 1, 1, 1, 0]}, None, 5)
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 1, 1, 0]
+    middle = 0.5 if target == "soft" else np.log(2) / np.log(10)
+    assert targets == pytest.approx([0, 0.9 if target == "soft" else 1, middle, 1, 0])  # the last is labelled known
+    labels, targets = _wanted(target, columns, None, 5)
+    assert labels is None
+    assert targets.tolist()[3:] == [1, 1]
+    _, targets = _wanted(target, {**columns, "label": [0, 1, 1, None, 0]}, None, 5)
+    assert np.isnan(targets[3])
+
+
+def test_equal_states_are_one_question() -> None:
+    states, labels = layered(60)
+    unseen, truth = layered(2000, seed=1)
+    states[:, :, 0] /= 4
+    unseen[:, :, 0] /= 4
+    error = {}
+    for copies in (1, 6):
+        probe = KnowledgeProbe().fit(np.repeat(states, copies, axis=0), np.repeat(labels, copies))
+        assert probe.card.figures["validation"]["rows"] == 12 * copies
+        error[copies] = figures(truth, probe.predict_proba(unseen)[:, 1]).calibration_error
+    assert error[6] < error[1] + 0.05
+
+
+def test_a_probe_of_tokens_reads_them_alone_or_by_layer_and_goes_on_when_saved(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 150)
+    tokens = rng.normal(size=(150, 4, 8)).astype(np.float32)
+    tokens[:, :, 0] += 3 * (labels[:, None] - 0.5)
+    tokens[:30, 3] = np.nan
+    probe = KnowledgeProbe(position="attention", layers=[5]).fit(tokens, labels)
+    assert (probe.layer_, probe.card.dimension) == (5, 8)
+    wanted = probe.predict_proba({5: tokens})
+    assert ((wanted[:, 1] >= 0.5) == labels).mean() > 0.95
+    probe.save(tmp_path)
+    for each in (probe, KnowledgeProbe.load(tmp_path)):
+        for given in (tokens, {5: tokens}, torch.from_numpy(tokens)):
+            np.testing.assert_array_equal(each.predict_proba(given), wanted)
+        with pytest.raises(UserError, match=r"states of shape \(150, 8\); give \(n, T, d\)"):
+            each.predict_proba(tokens[:, 0])
+
+
+@pytest.mark.parametrize("position", ["last_prompt_token", "mean", "attention", "answer_token"])
+def test_the_lines_on_a_card_without_a_model_to_ask_run(
+    position: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Source("m/model", None, 4, None, {}, "0123") if position == "answer_token" else None
+    card = ProbeCard("linear", 2, 6, 1, position=position, source=source)
+    data = probe_to_bytes(make_probe("linear", 6, 1, attention=position == "attention"), card)
+    (tmp_path / "probe.safetensors").write_bytes(data)
+    monkeypatch.chdir(tmp_path)
+    exec(card_page(card).split("```python\n")[1].split("```")[0], {})
+    assert re.fullmatch(r"\[0\.\d+\]\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("position", ["mean", "attention"])
