@@ -42,7 +42,7 @@ class Choice:
         if self.right is None:
             return []
         text, letters = self.options[self.right], LETTERS[: len(self.options)]
-        texts = [text, *(answer for answer in answers if answer.strip().upper() not in letters)]
+        texts = [text, *(answer for answer in answers if answer.strip().upper() not in set(letters))]
         if shown == "show":
             others = set(letters).difference(self.right_letters)
             lines = [_line(letter, text) for letter in self.right_letters]

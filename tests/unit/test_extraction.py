@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import string
+import time
 from pathlib import Path
 
 import pytest
@@ -24,23 +26,21 @@ NUMBER, LETTER = Extract("last_number"), Extract("letter")
         ("1,2,3", "3"),
         ("x=-5", "-5"),
         ("−5", "-5"),
-        ("- 5", "-5"),
-        ("-$5", "-5"),
         ("3-5", "5"),
         ("10 - 3", "3"),
-        ("1/2", "0.5"),
-        ("2 1/2", "2.5"),
-        ("2½ cups", "2.5"),
         ("1/3", "1/3"),
-        ("\\frac{3}{4}", "0.75"),
         ("10²", "100"),
-        ("1.5×10^3", "1500"),
         ("1e-3", "0.001"),
+        ("10^{-3}", "0.001"),
         ("5%.", "5"),
         (".5", "0.5"),
         ("-0", "0"),
         ("１２", "12"),
         ("A: 31", "31"),
+        ("x^2", ""),
+        ("0^-1", ""),
+        ("12/25/2023", "2023"),
+        ("COVID-19", "19"),
         ("B12", ""),
         ("None", ""),
         ("", ""),
@@ -50,38 +50,206 @@ def test_last_number(text: str, number: str) -> None:
     assert extract(text, NUMBER) == number
 
 
+@pytest.mark.parametrize("text", ["- 5", "= - 5", "Answer: - 5", "The answer is - 5", "-$5", "$-5", "-USD5", "Rs. -5"])
+def test_a_minus_apart_from_its_number_is_a_sign_where_nothing_stands_before_it(text: str) -> None:
+    assert extract(text, NUMBER) == "-5"
+    assert extract("Apples:\n- 5", NUMBER) == "5"  # a list
+
+
 @pytest.mark.parametrize(
-    ("text", "letter"),
+    ("text", "number"),
     [
-        *[
-            (text, "B")
-            for text in ("B", "b", "(B)", "[B]", "B.", "B) Paris", "B - Paris", "**B**", "Ｂ", "B\nbecause it is", "$\\boxed{B}$")
-        ],
-        ("A", "A"),
-        ("The correct answer is (C) because A is wrong", "C"),
-        ("Answer: D", "D"),
-        ("option c", "C"),
-        ("The answer is: **C**", "C"),
-        ("The answer is A because it is so", "A"),
-        ("It must be (D).", "D"),
-        ("A cat", ""),
-        ("I think so", ""),
-        ("the answer is a cat", ""),
-        ("Answer: A cat", ""),
-        ("Vitamin D", ""),
-        ("Dr. No", ""),
-        ("I don't know", ""),
-        ("", ""),
+        ("1 / 2", "0.5"),
+        ("1/ 2", "0.5"),
+        ("1 - 1/2", "0.5"),
+        ("2 1/2", "2.5"),
+        ("2-1/2 cups", "2.5"),
+        ("2½ cups", "2.5"),
+        ("2-½ cups", "2.5"),
+        ("10-3/2", "1.5"),  # no mixed number
+        ("\\frac{3}{4}", "0.75"),
+        ("$\\frac{-1}{2}$", "-0.5"),
+        ("-\\frac{1}{2}", "-0.5"),
+        ("\\frac12", "0.5"),
+        ("\\dfrac1{2}", "0.5"),
+        ("2\\frac{1}{2}", "2.5"),
+        ("\\frac{1.5}{2}", "0.75"),
     ],
 )
-def test_letter(text: str, letter: str) -> None:
-    assert extract(text, LETTER) == letter
+def test_fractions(text: str, number: str) -> None:
+    assert extract(text, NUMBER) == number
+
+
+@pytest.mark.parametrize("times", ["x", "×", "*", "·", "\\times", "\\cdot"])
+def test_a_power_of_ten_has_its_caret_and_no_product_is_computed(times: str) -> None:
+    for power in (f"1.5 {times} 10^3", f"1.5 {times} 10^{{3}}", f"1.5{times}10³"):
+        assert extract(power, NUMBER) == "1500"
+    assert extract(f"1.5 {times} 10^-3", NUMBER) == "0.0015"
+    for number in ("100", "1000", "102", "10"):
+        assert extract(f"She needs 5 {times} {number} tiles", NUMBER) == number
+
+
+@pytest.mark.parametrize("comma", [",", "\u00a0", "\u2009", "\u202f", "{,}", ",\\!", "\\,"])
+def test_thousands_are_parted_in_many_ways(comma: str) -> None:
+    assert extract(f"\\boxed{{1{comma}234}}", NUMBER) == "1234"
+    assert extract(f"18{comma}000{comma}000 people", NUMBER) == "18000000"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("€ 5,50", "5.5"),
+        ("5,50 €", "5.5"),
+        ("1.234,56", "1234.56"),
+        ("10,20,30", "30"),
+        ("(10,20)", "20"),
+        ("Rs. 1,50,000", "150000"),
+        ("5,5", "5"),
+    ],
+)
+def test_a_comma_with_two_digits_behind_it_is_a_decimal_one_where_it_can_be_nothing_else(text: str, number: str) -> None:
+    assert extract(text, NUMBER) == number
+
+
+@pytest.mark.parametrize("currency", ["$", "€", "£", "₹", "Rs.", "Rs ", "USD", "USD ", "US$", "EUR"])
+def test_currencies_are_no_part_of_a_number(currency: str) -> None:
+    assert extract(f"It costs {currency}500.", NUMBER) == "500"
+
+
+@pytest.mark.parametrize(
+    "text", ["1" * 5000, "100," * 20000, "0." + "3" * 5000, "9" * 60 + "^99", "9" * 101, "1e999", "\\frac{" + "1" * 5000 + "}{2}"]
+)
+def test_what_has_more_than_a_hundred_digits_is_no_number(text: str) -> None:
+    assert extract(text, NUMBER) in ("", "2")
+    assert extract(f"7 and {text}", NUMBER) in ("7", "2")
+
+
+B_IN_MANY_FORMS = r"""
+B | b | (B) | [B] | {B} | B. | B! | B; | Ｂ | "B" | “B” | 'B' | `B` | *B* | **B** | **(B)** | - B | <b>B</b>
+B) Paris | B: Paris | B - Paris | B — Paris | B.Paris | **B.** Paris | **B. Paris** | B. museum | B. E. coli | A: (B)
+B because A is wrong | B, because A is wrong | B is correct | B is the correct answer | Option B: Paris
+$\boxed{B}$ | \boxed{\mathrm{B}} | \boxed{\textbf{B}} | \(B\) | <answer>B</answer>
+Answer B | Answer: B | **Answer:** B | Answer -> B | Answer = B | Answer - B | Final answer: Option B | Answer: "B"
+The answer is B | The answer is “B” | The answer is: **B** | The answer is option (B) Paris | The answer's B
+The answer is B because it is so | The answer is B in this case | The answer is B, I think | The answer is B, E. coli
+The answer to this question is B. | The answer must be B | The answer, in this case, is clearly option B.
+The correct option is B | The best choice would be B. | I think it's B | It must be (B). | I'd say B. | My guess is B.
+I would go with option B. | I choose (B) heart failure | Sure! B is the best answer.
+答案：B | 答案是B，因为 | 正解：B | 정답: B | Antwort: B | Die Antwort ist B. | Réponse : B | La respuesta es B | Ответ: B
+"""
+
+
+def in_lines(texts: str) -> list[str]:
+    return texts.strip().replace("\n", " | ").split(" | ")
+
+
+@pytest.mark.parametrize("text", [*in_lines(B_IN_MANY_FORMS), "B\nbecause it is", "# Answer\n**B**"])
+def test_a_letter_is_found_whatever_stands_around(text: str) -> None:
+    assert extract(text, LETTER) == "B"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "B. Paris\n\nExplanation: Option A is wrong.",
+        "Answer: B\nExplanation: option A is false; option C is false.",
+        "The answer is B. Option A is wrong because",
+        "The answer is B, not A.",
+        "**B**\n\nThe other options: option A is not, option D is not.",
+        "(B) Paris. Choice A is wrong.",
+        "Answer: B\nAnswer A is wrong.",
+        "A is wrong, so the answer is B",
+        "A is wrong. B is correct.",
+        "Option B is correct. Option A, however, is wrong.",
+        "(A) and (C) are wrong, so (B)",
+    ],
+)
+def test_a_letter_that_is_merely_discussed_is_none(text: str) -> None:
+    assert extract(text, LETTER) == "B"
+
+
+NO_LETTER = """
+A cat | I think so | I don't know | I, as a language model, cannot say | the answer is a cat | Answer: A cat
+The answer is I am not sure | Vitamin D | Hepatitis B | T cells | The answer is B cells | X-ray | The answer is X-ray
+C++ | The answer is C++ | C# | The answer is C# | K+ | A- | Dr. No | e.g. Paris | U.S.A. | The answer is A's
+The answer is E. coli | The answer is C. difficile. | The answer is H. pylori infection | The answer is S. aureus
+Option A is wrong | Options A and C are wrong | Option A, option B and option C are wrong. | Neither A nor B is correct.
+The answer is a US senator | The "A" line was not created in 1955. | The answer is not A | The wrong answer is A
+The answer is A or B
+(A) x (B) y (C) z | Answer choices: A) x B) y | The options are (A) x, (B) y.
+"""
+
+
+@pytest.mark.parametrize("text", [*in_lines(NO_LETTER), "", "A) x\nB) y\nC) z", "A. Paris\nB. Rome"])
+def test_what_is_no_letter_of_an_answer(text: str) -> None:
+    assert extract(text, LETTER) == ""
+
+
+def test_an_answer_behind_the_options_repeated_is_found() -> None:
+    assert extract("(A) x (B) y (C) z. So it must be (B).", LETTER) == "B"
+    assert extract("A) x\nB) y\nC) z\n\nAnswer: B", LETTER) == "B"
+    assert extract("The answer is A) x. B) y is wrong.", LETTER) == "A"
+
+
+@pytest.mark.parametrize("letter", string.ascii_uppercase)
+def test_letters_go_as_far_as_options_do(letter: str) -> None:
+    for text in ("{}", "({})", "{}. Paris", "The answer is {}.", "**Answer:** {}"):
+        assert extract(text.format(letter), LETTER) == letter
+
+
+HARD = [
+    "answer ",
+    "answer is ",
+    "the answer is the ",
+    "(",
+    "* ",
+    '"',
+    "option A, ",
+    "A is the ",
+    "A) x ",
+    "\\boxed{",
+    "<answer",
+    " ",
+]
+HARD += ["1", "1 ", "1/", "1 / ", "1,", "1.", "11,", "1,1", "100,", "= ", "- ", "1-", "\\frac{", "\\frac1", "x10^", "USD", "\n"]
+
+
+@pytest.mark.parametrize("how", [NUMBER, LETTER])
+@pytest.mark.parametrize("part", HARD)
+def test_time_is_linear_in_the_text(part: str, how: Extract) -> None:
+    def seconds(times: int) -> float:
+        begun = time.process_time()
+        extract(f"The answer is B. {part * times}{times}", how)
+        return time.process_time() - begun
+
+    assert seconds(20_000) < 0.2 + 50 * seconds(2_000)  # quadratic: 100
 
 
 def test_a_pattern_gives_its_last_match_or_the_first_group_of_it() -> None:
     assert extract("Final: Rome. Final: Paris.", Extract("regex", r"Final: (\w+)")) == "Paris"
     assert extract("1931 or 1932", Extract("regex", r"\d{4}")) == "1932"
     assert extract("Rome", Extract("regex", r"Final: (\w+)")) == ""
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "found"),
+    [
+        (r"\d*", "The answer is 42.", "42"),
+        (r"[A-D]?", "The answer is B.", "B"),
+        (r"(?m)^(?:Answer: )?(.*)$", "x\nAnswer: Paris\n", "Paris"),
+        (r"Answer: ([A-D])|\(([A-D])\)", "Answer: B or (C)", "C"),
+        (r"(no )?Rome", "Rome", "Rome"),
+        (r"[A-D]?", "42", ""),
+    ],
+)
+def test_of_a_pattern_the_last_match_counts_that_says_something(pattern: str, text: str, found: str) -> None:
+    assert extract(text, Extract("regex", pattern)) == found
+
+
+def test_where_a_letter_is_accepted_no_text_is() -> None:
+    assert extract_accepted(["B", "E. coli", "B. E. coli"], LETTER) == ["B"]
+    assert extract_accepted(["a", "(C)", "heart"], LETTER) == ["A", "C"]
+    assert extract_accepted(["AB", "B. heart"], LETTER) == ["AB", "B"]
 
 
 def test_all_of_a_text_without_a_way_to_extract() -> None:
@@ -97,7 +265,7 @@ def test_a_number_is_found_whatever_stands_around(number: int, around: str) -> N
     assert extract(around.format(number), NUMBER) == str(number)
 
 
-@given(st.text(max_size=40))
+@given(st.text(max_size=40) | st.text("0123456789.,/^-+ex×{}\\frac $ABIisanswer()\n", max_size=60))
 def test_what_was_extracted_is_extracted_again(text: str) -> None:
     for how in (NUMBER, LETTER):
         assert extract(extract(text, how), how) == extract(text, how)

@@ -72,6 +72,16 @@ def test_a_shown_option_is_answered_by_letter_text_or_line_a_hidden_one_by_its_t
     assert choice.accepted(["Ratio", "C"], "hide") == ["Interval/Ratio scale", "Ratio"]
     assert (choice.target("show"), choice.target("hide")) == ("C", "Interval/Ratio scale")
     assert Choice(tuple(SCALES), None).accepted([], "show") == []
+    assert read({"options": ["AB", "0"], "label": "A"}).accepted(["ab"], "hide") == ["AB", "ab"]  # a blood group, no letters
+
+
+def test_where_letters_are_read_the_right_letter_alone_is_accepted() -> None:
+    letter = Extract("letter")
+    bacteria = read({"options": ["Yersinia", "E. coli", "Staph", "Vibrio"], "label": "B"}).accepted([], "show")
+    assert bacteria == ["B", "E. coli", "B. E. coli"]
+    assert extract_accepted(bacteria, letter) == ["B"]
+    many = read({"options": [f"option number {n}" for n in range(26)], "label": 25}).accepted([], "show")
+    assert extract_accepted(many, letter) == ["Z"] == extract_accepted(["The answer is Z."], letter)
 
 
 def test_a_text_that_is_another_options_letter_is_no_answer_where_letters_are() -> None:
