@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import string
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
@@ -237,6 +238,26 @@ JudgePlace = Literal["here", "worker", "gpu"]
 """Where a judge works: in any process, at once; in a worker; in a worker that holds a model, and takes a GPU where there are."""
 
 
+def _fault_of(pattern: str) -> str | None:
+    """Why it is no regular expression; None: it is one."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError) as error:
+        return str(error)
+    except RecursionError:
+        return "nested too deep"
+    return None
+
+
+def _fields_of(prompt: str) -> set[str]:
+    """What stands in braces, with all that stands there; a brace without its other half is one too."""
+    try:
+        parts = list(string.Formatter().parse(prompt))
+    except ValueError:
+        return {"{"}
+    return {name + (f"!{how}" if how else "") + (f":{form}" if form else "") for _, name, form, how in parts if name is not None}
+
+
 class JudgeSettings(Section):
     """Who says that two answers mean the same, or that an answer means what an accepted one says."""
 
@@ -279,10 +300,8 @@ class JudgeSettings(Section):
         if self.judge == "llm":
             if self.llm_model is None:
                 raise ValueError("judge llm needs llm_model, the language model that judges (with endpoint: its name there)")
-            try:
-                self.llm_prompt.format(question="", a="", b="")
-            except (KeyError, IndexError, ValueError):
-                raise ValueError("llm_prompt may hold {question}, {a} and {b} in braces, and nothing else") from None
+            if not _fields_of(self.llm_prompt) <= {"question", "a", "b"}:
+                raise ValueError("llm_prompt may hold {question}, {a} and {b} in braces, and nothing else")
             if not all(name in self.llm_prompt for name in ("{question}", "{a}", "{b}")):
                 raise ValueError("llm_prompt must hold {question}, {a} and {b}")
         return self
@@ -334,10 +353,8 @@ class EntropyConfig(JudgeSettings):
     @classmethod
     def _patterns_are_regular(cls, patterns: list[str]) -> list[str]:
         for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"'{pattern}' is not a regular expression ({error})") from None
+            if fault := _fault_of(pattern):
+                raise ValueError(f"'{pattern}' is not a regular expression ({fault})")
         return patterns
 
     @model_validator(mode="after")
@@ -345,10 +362,8 @@ class EntropyConfig(JudgeSettings):
         if self.abstention_prompt is not None:
             if self.judge != "llm":
                 raise ValueError(f"abstention_prompt is put to a language model, judge is {self.judge}; set entropy.judge=llm")
-            try:
-                self.abstention_prompt.format(question="", answer="")
-            except (KeyError, IndexError, ValueError):
-                raise ValueError("abstention_prompt may hold {question} and {answer} in braces, and nothing else") from None
+            if not _fields_of(self.abstention_prompt) <= {"question", "answer"}:
+                raise ValueError("abstention_prompt may hold {question} and {answer} in braces, and nothing else")
             if "{answer}" not in self.abstention_prompt:
                 raise ValueError("abstention_prompt must hold {answer}")
         return self
@@ -482,7 +497,7 @@ class EvaluationConfig(JudgeSettings):
     """What of an answer's text is compared, by metrics, judges and entropy: its last number, the letter of an option, or what
     ``extract_pattern`` finds; left out: all of it."""
     extract_pattern: str | None = None
-    """Of ``regex``: the last match counts, or its first group where there is one."""
+    """Of ``regex``: the last match that says something counts, or the first group that takes part in it."""
     bert_score: str | None = None
     """Directory or hub name of an encoder for BERTScore, such as roberta-large; left out: no BERTScore."""
     bert_score_layer: int | None = Field(None, ge=0)
@@ -497,10 +512,11 @@ class EvaluationConfig(JudgeSettings):
     def _pattern_of_regex(self) -> Self:
         if (self.extract == "regex") != (self.extract_pattern is not None):
             raise ValueError("extract_pattern and extract: regex go together; set both, or neither")
-        try:
-            re.compile(self.extract_pattern or "")
-        except re.error as error:
-            raise ValueError(f"extract_pattern is no regular expression ({error})") from None
+        if self.extract_pattern is not None:
+            if not self.extract_pattern.strip():
+                raise ValueError("extract_pattern is empty, and would find nothing in any answer; give a regular expression")
+            if fault := _fault_of(self.extract_pattern):
+                raise ValueError(f"extract_pattern is no regular expression ({fault})")
         return self
 
 

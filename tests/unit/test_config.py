@@ -80,6 +80,27 @@ def test_abstention_patterns_and_prompt_are_checked() -> None:
     assert "and nothing else" in fault([*llm, "entropy.abstention_prompt='{answer} {a}?'"])
 
 
+PATTERNS = ["(", "a{99999999999999}", "(" * 20_000]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=["bracket", "count", "depth"])
+def test_patterns_that_cannot_be_compiled_are_refused(pattern: str) -> None:
+    assert "is not a regular expression (" in fault([f"entropy.abstention_patterns=['{pattern}']"])
+    assert "is no regular expression (" in fault(["evaluation.extract=regex", f"evaluation.extract_pattern='{pattern}'"])
+
+
+@pytest.mark.parametrize("pattern", ["", " "])
+def test_an_empty_pattern_to_extract_is_refused(pattern: str) -> None:
+    assert "extract_pattern is empty" in fault(["evaluation.extract=regex", f"evaluation.extract_pattern='{pattern}'"])
+
+
+@pytest.mark.parametrize("field", ["{a.foo}", "{a[x]}", "{answer.foo}", "{}", "{0}", "{a!r}", "{a:>9999999999}", "{b", "{other}"])
+def test_prompts_of_a_judge_hold_their_fields_and_nothing_else_in_braces(field: str) -> None:
+    llm = ["entropy.judge=llm", "entropy.llm_model=m"]
+    assert "llm_prompt may hold" in fault([*llm, f"entropy.llm_prompt='{{question}} {{a}} {{b}} {field}'"])
+    assert "abstention_prompt may hold" in fault([*llm, f"entropy.abstention_prompt='{{answer}} {field}'"])
+
+
 @pytest.mark.parametrize(
     ("key", "nearest"),
     [
