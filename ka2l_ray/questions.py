@@ -36,6 +36,9 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise UserError(
                     f"{path}:{number}: not JSON ({error.msg}, column {error.colno}); fix or remove the line"
                 ) from None
+            except (ValueError, RecursionError) as error:
+                what = "brackets nested too deep" if isinstance(error, RecursionError) else "a number of too many digits"
+                raise UserError(f"{path}:{number}: JSON that cannot be read ({what}); fix or remove the line") from None
             if not isinstance(row, dict):
                 raise UserError(f"{path}:{number}: a row must be a JSON object, this is a {type(row).__name__}")
             yield f"{path}:{number}", row
@@ -140,6 +143,8 @@ class QuestionReader:
         if self.answered and found["answers"] is None:
             lacking = "right option; give its 'label'" if found["options"] else "answers; every row of a test set needs them"
             raise UserError(f"{place}: the row has no {lacking}")
+        if self.answered and not any(normalize_answer(answer, self.form) for answer in found["answers"]):
+            raise UserError(f"{place}: no answer of the row says anything; every row of a test set needs one that does")
         question = question.strip()
         if found["options"] and self.shown == "show":
             question = with_options(question, found["options"])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ka2l_ray.actors.placement import with_gpus
 from ka2l_ray.config import RunConfig
+from ka2l_ray.errors import UserError
 from ka2l_ray.held_out import HeldOut, check_held_out
 from ka2l_ray.jobs.checks import check_budget, check_columns, check_inputs
 from ka2l_ray.jobs.session import supply
@@ -108,6 +109,8 @@ def _test_sets(config: RunConfig) -> tuple[dict[str, HeldOut], dict[str, NearDup
     found, near = {}, {}
     for name, held in config.pool.test_sets.items():
         rows = list(QuestionReader(held.path, form=config.normalize, shown=config.prompt.options, answered=True))
+        if not rows:
+            raise UserError(f"{held.path}: no questions in this file")
         found[name] = HeldOut.of(held.path, held.kind, rows, config.normalize)
         near[name] = NearDuplicates((row["question_id"], row["question"]) for row in rows)
     return found, near

@@ -108,6 +108,16 @@ def test_a_malformed_line_is_named_by_file_and_line(tmp_path: Path, line: str) -
     assert fault(path).startswith(f"{path}:2: not JSON (")
 
 
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [('{"id": "a", "n": ' + "1" * 5000 + "}", "a number of too many digits"), ("[" * 100_000, "brackets nested too deep")],
+    ids=["digits", "brackets"],
+)
+def test_json_that_cannot_be_read_is_named_by_file_and_line(tmp_path: Path, line: str, what: str) -> None:
+    path = jsonl(tmp_path / "pool.jsonl", ROWS[0], line)
+    assert fault(path) == f"{path}:2: JSON that cannot be read ({what}); fix or remove the line"
+
+
 @pytest.mark.parametrize(("line", "kind"), [("[1, 2]", "list"), ('"A?"', "str"), ("5", "int"), ("null", "NoneType")])
 def test_a_line_that_is_no_object_is_named(tmp_path: Path, line: str, kind: str) -> None:
     path = jsonl(tmp_path / "pool.jsonl", ROWS[0], line)
@@ -235,6 +245,7 @@ def test_an_option_that_stands_twice_is_said_and_counts_as_one(tmp_path: Path, c
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        ({"answers": ["\u200b"]}, "no answer of the row says anything"),
         ({"answers": None}, "the row has no answers; every row of a test set needs them"),
         ({"options": SCALES}, "the row has no right option; give its 'label'"),
         ({"options": SCALES, "answers": ["Likert scale"]}, "no answer is among the 'options'"),

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from ka2l_ray.config_files import dump, load_config
 from ka2l_ray.errors import UserError
 from ka2l_ray.held_out import HeldOut, check_held_out
+from ka2l_ray.jobs.commands.cli import app
 from ka2l_ray.world.facts import World
 
 INDUCTIVE = {"path": "other.jsonl", "kind": "inductive"}
@@ -38,6 +40,30 @@ def test_named_sets_keep_their_order_and_survive_a_dump(tmp_path: Path) -> None:
     assert [(name, s.kind) for name, s in config.pool.test_sets.items()] == [("b", "transductive"), ("a", "inductive")]
     (tmp_path / "dumped.yaml").write_text(dump(config))
     assert load_config(tmp_path / "dumped.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", ": no questions in this file"),
+        ("\n \n", ": no questions in this file"),
+        ('{"id": "t", "question": "Who?", "answers": ["\\u200b"]}\n', ":1: no answer of the row says anything"),
+    ],
+)
+@pytest.mark.parametrize("name", [None, "held"])
+def test_a_dry_run_refuses_a_test_set_that_asks_or_answers_nothing(
+    tmp_path: Path, name: str | None, text: str, message: str
+) -> None:
+    pool, test = tmp_path / "pool.jsonl", tmp_path / "test.jsonl"
+    pool.write_text('{"id": "p", "question": "Where?", "answers": ["there"]}\n')
+    test.write_text(text)
+    held = {name: {"path": str(test), "kind": "inductive"}} if name else str(test)
+    document = {"model": {"path": "bundled:student"}, "pool": {"questions": str(pool), "test": held}, "engine": {"gpus": 0}}
+    document |= {"entropy": {"judge": "exact"}, "selection": {"budget": 1}, "output": str(tmp_path / "run")}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    result = CliRunner().invoke(app, ["run", str(tmp_path / "run.yaml"), "--dry-run"])
+    assert result.exit_code == 2, result.output
+    assert next(line for line in result.stderr.splitlines() if line.startswith("error: ")).startswith(f"error: {test}{message}")
 
 
 @pytest.mark.parametrize(
