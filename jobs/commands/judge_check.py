@@ -19,9 +19,11 @@ import jinja2
 import typer
 
 from ka2l_ray.errors import UserError
+from ka2l_ray.extraction import Extract
 from ka2l_ray.questions import json_lines
+from ka2l_ray.reading import READING, Reading
 from ka2l_ray.semantics.judge_check import AnswerPair, Checked, Draw, Estimate, answer_pairs, check
-from ka2l_ray.store.artefacts import RunStore
+from ka2l_ray.store.artefacts import Artefact, RunStore
 from ka2l_ray.store.storage import Storage, canonical_json
 
 DRAWN, PAIRS, PAGE, RESULT, JUDGED = "drawn.json", "pairs.csv", "page.html", "result.json", "judged.jsonl"
@@ -42,11 +44,11 @@ def draw(run: str, *, pairs: int, seed: int) -> str:
     samples, entropy = _clustered_round(run)
     drawing = Draw(pairs, seed)
     answers = {row["question_id"]: row for row in _rows(samples.storage, ["question_id", "question", "generations"])}
+    reading = _reading(entropy)
     for row in _rows(entropy.storage, ["question_id", "cluster_ids", "declines"]):
         asked = answers.pop(row["question_id"])
-        drawing.add(
-            row["question_id"], answer_pairs(asked["question"], asked["generations"] or [], row["cluster_ids"], row["declines"])
-        )
+        said = asked["generations"] or []
+        drawing.add(row["question_id"], answer_pairs(asked["question"], said, row["cluster_ids"], row["declines"], reading))
     drawn = drawing.drawn()
     if not drawn:
         raise UserError(f"{run}: no question has two different answers; there is nothing that the judge decided")
@@ -174,7 +176,7 @@ def _label_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(f"{path}:{reader.line_num}: not a table in CSV ({error})") from None
 
 
-def _clustered_round(run: str) -> tuple[Any, Any]:
+def _clustered_round(run: str) -> tuple[Artefact, Artefact]:
     """Samples and clusters of the last round that has them.
 
     Raises:
@@ -188,6 +190,13 @@ def _clustered_round(run: str) -> tuple[Any, Any]:
         if samples is not None:
             return samples, manifest[name]
     raise UserError(f"{run}: no round has clustered answers yet; let the run go on until its first entropy")
+
+
+def _reading(entropy: Artefact) -> Reading:
+    """As the answers were read to be clustered; judges that know no normal form name none."""
+    identity = entropy.inputs.get("entropy", {})
+    how = identity.get("extract")
+    return Reading(identity.get("normalize", READING.normalize), Extract(**how) if how else None)
 
 
 def _rows(storage: Storage, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -36,7 +36,8 @@ def judge_pairs(
     judge: Annotated[str, typer.Option("--judge", help="exact, contains, nli, llm, embedding or cross_encoder.")],
     override: Overrides = None,
 ) -> None:
-    """How often a judge says what people say of pairs of answers: one line of JSON. -o entropy.KEY=VALUE sets the judge up."""
+    """How often a judge says what people say of pairs of answers: one line of JSON. -o entropy.KEY=VALUE sets the judge up,
+    -o evaluation.extract=HOW reads the answers as a run would."""
     with reported():
         from ka2l_ray.semantics.judges import make_judge, verdict_identity
         from ka2l_ray.semantics.pairs import judge_pairs as agreement
@@ -46,7 +47,12 @@ def judge_pairs(
         config = load_config(None, override, given)
         rows = read_pairs(file)
         verdict_identity(config.entropy, config.normalize)  # refuses a model that is not there
-        found = agreement(make_judge(config.entropy, config.normalize), rows, strict=config.entropy.equivalence == "strict")
+        found = agreement(
+            make_judge(config.entropy, config.normalize),
+            rows,
+            strict=config.entropy.equivalence == "strict",
+            reading=config.reading,
+        )
         typer.echo(json.dumps({"judge": config.entropy.judge, **asdict(found)}))
 
 

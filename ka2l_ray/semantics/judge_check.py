@@ -3,7 +3,7 @@
 Pairs of different answers to one question fall into four strata: those that the judge calls the same and those it holds apart,
 each parted into the plain ones and the borderline ones, where the letters say otherwise: neither of two merged answers stands in
 the other, or one of two separated answers does. Each stratum gets an equal part of the pairs, and counts by its size again, so
-that the accuracy is that of all pairs of the run. Equal answers are no question and are left out.
+that the accuracy is that of all pairs of the run. Answers are read as they were for the judge; equal ones are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from ka2l_ray.normalization import normalize_answer
+from ka2l_ray.reading import READING, Reading
 from ka2l_ray.seeds import derive_seed
 from ka2l_ray.uncertainty.calibration import wilson
 
@@ -39,24 +39,29 @@ class AnswerPair:
 
 
 def answer_pairs(
-    question: str, answers: Sequence[str], cluster_ids: Sequence[int], declines: Sequence[bool]
+    question: str,
+    answers: Sequence[str],
+    cluster_ids: Sequence[int],
+    declines: Sequence[bool],
+    reading: Reading = READING,
 ) -> Iterator[AnswerPair]:
-    """All pairs of different texts among the answers that were settled. Silence and abstention are not put to the judge.
+    """All pairs of different answers among those that were settled. Silence and abstention are not put to the judge.
 
     Args:
         declines: of each settled answer: whether it is one of these.
+        reading: what of an answer was compared.
     """
-    settled = zip(answers[: len(cluster_ids)], cluster_ids, declines, strict=True)
-    meaning = {text.strip(): cluster for text, cluster, declined in settled if text.strip() and not declined}
+    settled = zip(map(reading.answer, answers[: len(cluster_ids)]), cluster_ids, declines, strict=True)
+    meaning = {answer: cluster for answer, cluster, declined in settled if answer and not declined}
     for a, b in combinations(sorted(meaning), 2):
         merged = meaning[a] == meaning[b]
-        plain = _holds(a, b) == merged
+        plain = _holds(reading.form(a), reading.form(b)) == merged
         yield AnswerPair(question, a, b, ("merged" if merged else "separated") + ("" if plain else ", borderline"))
 
 
 def _holds(a: str, b: str) -> bool:
-    """Whether the words of one answer stand in the other."""
-    first, second = sorted((f" {normalize_answer(a)} ", f" {normalize_answer(b)} "), key=len)
+    """Whether the words of one normal form stand in the other."""
+    first, second = sorted((f" {a} ", f" {b} "), key=len)
     return bool(first.strip()) and first in second
 
 

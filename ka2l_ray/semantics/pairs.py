@@ -11,6 +11,7 @@ from typing import Any
 
 from ka2l_ray.errors import UserError
 from ka2l_ray.questions import read_rows
+from ka2l_ray.reading import READING, Reading
 from ka2l_ray.semantics.clustering import Judge, cluster_answers
 
 
@@ -28,12 +29,15 @@ class Agreement:
     calls: int
 
 
-def judge_pairs(judge: Judge, rows: Iterable[Mapping[str, Any]], *, strict: bool = True) -> Agreement:
-    """Agreement on rows with ``question`` (may be null), ``a``, ``b`` and ``label`` (1: equivalent)."""
+def judge_pairs(judge: Judge, rows: Iterable[Mapping[str, Any]], *, strict: bool = True, reading: Reading = READING) -> Agreement:
+    """Agreement on rows with ``question`` (may be null), ``a``, ``b`` and ``label`` (1: equivalent).
+
+    Args:
+        reading: what of ``a`` and ``b`` is compared; where it is the same, the judge is not asked.
+    """
     rows = list(rows)
-    found = cluster_answers(
-        [row["question"] or "" for row in rows], [[row["a"].strip(), row["b"].strip()] for row in rows], judge, strict=strict
-    )
+    answers = [[reading.answer(row["a"]), reading.answer(row["b"])] for row in rows]
+    found = cluster_answers([row["question"] or "" for row in rows], answers, judge, strict=strict)
     said = [len(set(each.cluster_ids)) == 1 for each in found]
     truth = [row["label"] == 1 for row in rows]
     both = sum(a and b for a, b in zip(said, truth, strict=True))
@@ -60,6 +64,8 @@ def read_pairs(path: str) -> list[dict[str, Any]]:
     for place, row in read_rows(path):
         if not all(isinstance(row.get(name), str) for name in ("a", "b")) or row.get("label") not in (0, 1):
             raise UserError(f"{place}: a pair has the texts 'a' and 'b' and a 'label', 1 where they mean the same, else 0")
+        if not isinstance(row.get("question"), str | None):
+            raise UserError(f"{place}: 'question' must be a text, or null where there is none")
         rows.append({**row, "question": row.get("question")})
     if not rows:
         raise UserError(f"{path}: no rows in this file")

@@ -13,7 +13,9 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
+from ka2l_ray.extraction import Extract
 from ka2l_ray.jobs.commands.cli import app
+from ka2l_ray.reading import Reading
 from ka2l_ray.semantics.judge_check import STRATA, AnswerPair, Draw, answer_pairs, check, shares, stratified
 from ka2l_ray.store.artefacts import RunStore
 from ka2l_ray.uncertainty.calibration import wilson
@@ -34,6 +36,13 @@ def test_pairs_fall_into_strata_by_verdict_and_letters() -> None:
     settled = answer_pairs("Where?", ["Rome", "Bern", "Oslo"], [0, 1], NONE[:2])  # the label was decided by two answers
     assert [(pair.a, pair.b) for pair in settled] == [("Bern", "Rome")]
     assert list(answer_pairs("Where?", ["Rome", "I don't know"], [0, 1], [False, True])) == []
+
+
+def test_answers_are_read_before_they_are_paired() -> None:
+    number = Reading(extract=Extract("last_number"))
+    answers = ["3 + 4 = 7", "So it is 7.", "7 apples", "8", "none"]
+    found = list(answer_pairs("How many?", answers, [0, 0, 0, 1, 2], [False] * 5, number))
+    assert [(pair.a, pair.b, pair.stratum) for pair in found] == [("7", "8", "separated")]
 
 
 def test_each_stratum_gets_an_equal_part_and_what_a_small_one_cannot_fill_goes_to_the_others() -> None:
@@ -110,7 +119,7 @@ def test_the_interval_of_one_stratum_is_wilsons() -> None:
     assert stratified([(1000, 100, 100)]).low < 1.0
 
 
-def a_run(root: Path, questions: int = 60) -> str:
+def a_run(root: Path, questions: int = 60, extract: dict[str, str] | None = None) -> str:
     """A run of one round whose judge merges by the first letter."""
     store = RunStore(str(root))
     rng = random.Random(0)
@@ -127,7 +136,7 @@ def a_run(root: Path, questions: int = 60) -> str:
             work.write_table("part-00000.parquet", table)
             return {"rows": len(table)}
 
-        store.compute(name, {"stage": name, "entropy": {"judge": "exact"}}, build)
+        store.compute(name, {"stage": name, "entropy": {"judge": "exact", "extract": extract}}, build)
     return store.root
 
 
@@ -189,6 +198,14 @@ def test_a_hundred_pairs_are_drawn_for_a_person_and_the_accuracy_told(tmp_path: 
     assert kept["false_splits"]["value"] == 0
     judged = ka2l("judge-pairs", str(tmp_path / "run/judge_check/judged.jsonl"), "--judge", "contains")
     assert json.loads(judged.stdout)["pairs"] == 100  # any other judge on the same pairs
+
+
+def test_pairs_of_a_run_are_of_answers_as_it_read_them(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", extract={"how": "regex", "pattern": "^[A-Z]"})
+    assert ka2l("judge-check", run).exit_code == 0
+    drawn = json.loads((tmp_path / "run/judge_check/drawn.json").read_text())
+    assert {text for pair in drawn["pairs"] for text in (pair["a"], pair["b"])} == {"P", "R", "B"}
+    assert all(pair["stratum"].startswith("separated") for pair in drawn["pairs"])
 
 
 def test_the_same_draw_again_leaves_what_is_there_and_another_is_refused(tmp_path: Path) -> None:
@@ -272,6 +289,15 @@ def test_a_judge_is_held_against_a_file_of_judged_pairs(tmp_path: Path) -> None:
     assert f"{pairs}:1: a pair has the texts 'a' and 'b'" in refused("judge-pairs", str(pairs), "--judge", "exact")
     assert "no such file" in refused("judge-pairs", str(tmp_path / "absent.jsonl"), "--judge", "exact")
     assert "judge" in refused("judge-pairs", str(pairs), "--judge", "oracle")
+    pairs.write_text(rows[0] + "\n")
+    number = '{"id": "1", "a": "3 + 4 = 7", "b": "7 apples", "label": 1}\n{"id": "2", "a": "7 of 8", "b": "7", "label": 0}\n'
+    pairs.write_text(number)
+    assert json.loads(ka2l("judge-pairs", str(pairs), "--judge", "exact").stdout)["accuracy"] == 0.5
+    read = ka2l("judge-pairs", str(pairs), "--judge", "exact", "-o", "evaluation.extract=last_number")
+    assert json.loads(read.stdout)["accuracy"] == 1.0
+    for question in (["x"], 5, True):
+        pairs.write_text(json.dumps({"id": "1", "question": question, "a": "x", "b": "y", "label": 0}) + "\n")
+        assert f"{pairs}:1: 'question' must be a text, or null" in refused("judge-pairs", str(pairs), "--judge", "exact")
     pairs.write_text(rows[0] + "\n")
     absent = refused("judge-pairs", str(pairs), "--judge", "nli", "-o", f"entropy.nli_model={tmp_path}/absent")
     assert "no NLI model there" in absent
