@@ -380,12 +380,13 @@ class ProbeConfig(Section):
     """Whose states are read: the prompt's last token, the mean over the prompt's tokens, or its last 64 tokens, weighed as the
     probe learns to (a few ``layers`` only, for it keeps the states of every token)."""
     standardize: bool = True
-    """By the training part's mean and scale, which are stored with the probe; ``linear`` always does."""
+    """By the training part's mean and scale, which are stored with the probe; ``linear`` always does. ``mlp`` then has biases,
+    without which it hardly reads a direction in such states; the paper's, of states as they are, has none."""
     class_weights: Literal["balanced", "none"] = "balanced"
     """``balanced``: known and unknown weigh alike in the loss, however many of each there are."""
     calibration: Literal["auto", "platt", "isotonic", "none"] = "auto"
     """Of p(unknown), on rows that the probe was not fitted on: Platt's sigmoid, an isotonic curve, or neither. ``auto``:
-    isotonic where there are 1000 such rows."""
+    isotonic where there are 1000 different questions among such rows."""
     hidden_width: int = Field(14336, ge=1)
     """Inner width of ``mlp``."""
     learning_rate: float = Field(1e-4, gt=0)

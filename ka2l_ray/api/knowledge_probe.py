@@ -329,7 +329,7 @@ def _wanted(target: Target, columns: Mapping[str, Any], y: Any, n: int) -> tuple
     return np.nan_to_num(labels).astype(np.int8), np.where(np.isnan(labels), np.nan, targets)
 
 
-def _sides(targets: NDArray[np.float32], target: Target) -> NDArray[np.bool_]:
+def _sides(targets: NDArray[np.floating], target: Target) -> NDArray[np.bool_]:
     """(n,) whether a target is above the median; where none is, whether it is there.
 
     Raises:
