@@ -12,17 +12,14 @@ question with words that no test question has is done with when they are counted
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ka2l_ray.words import spaced
+from ka2l_ray.words import WORD, spaced
 
 SHARED = 0.8
-
-_WORD = re.compile(r"\w+")
 
 
 class Twin(NamedTuple):
@@ -65,7 +62,7 @@ def words(text: str) -> frozenset[str]:
     """What is compared of a question."""
     if not text.isascii():
         text = spaced(unicodedata.normalize("NFKC", text))
-    return frozenset(_WORD.findall(text.lower()))
+    return frozenset(WORD.findall(text.lower()))
 
 
 def _decisive(size: int) -> int:

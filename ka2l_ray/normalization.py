@@ -4,17 +4,19 @@
 
 * NFKC and casefold. What cannot be seen (zero-width characters, marks of direction, soft hyphens) is left out; decimal digits of
   any script are ASCII ones. What NFKC would glue to a number is set off: 2½ is ``2 1/2``, 10² is ``10^2``, 10₂ is ``10_2``, but
-  H₂O is ``h2o``, Ca²⁺ is ``ca2+``. One apostrophe and one hyphen, whatever their shape.
+  H₂O is ``h2o``, Ca²⁺ is ``ca2+``, NO₃⁻ is ``no3-``. One apostrophe and one hyphen, whatever their shape.
 * Punctuation (by Unicode category) is dropped at the edges of words; brackets, quotes, commas and full stops that are not
   ASCII part words within. Kept is what makes another word of it: every symbol (C++), the # of C#, the point of .NET, % behind a
-  number. Initials lose their points (U.S.A. and J. K. are ``usa`` and ``jk``), words the apostrophe between two letters.
+  number, feet and inches (6′, 6″), and what makes a formula of it (``formulas``: operators, brackets beside them, factorials).
+* Initials lose their points and the spaces between them (U.S.A., J. K. and J K Rowling are ``usa`` and ``jk rowling``; Ph.D. is
+  ``phd``), words the apostrophe between two letters, and 1980's before its s.
 * Numbers keep signs, points, slashes and colons. Left out are commas that part thousands (1,000; not 0,123 or 1,5) and a plus at
   the very beginning; .5 is 0.5.
 * A hyphen beside a word (two letters or more) is a space: well-known, COVID-19; but not behind an article (A-ha). Between others
-  it stays: -5, 3-5, x-1, and at the end of a word: the blood group A-, Cl-. Between spaces it binds its neighbours: 3 - 5 is 3-5,
-  and so do + = / between theirs. An ampersand by itself is ``and``.
-* In answers ``the`` is dropped, and ``a`` or ``an`` at the beginning, where it can be no name (Vitamin A): all of them only if
-  something remains.
+  it stays: -5, 3-5, x-1, and at the end of a word: the blood group A-, Cl-, NO3- ions. Between spaces it binds its neighbours:
+  3 - 5 is 3-5, $5 - $3 is $5-$3. An ampersand is ``and``.
+* In answers ``the`` is dropped, and ``a`` or ``an`` at the beginning, where it can be no name (Vitamin A, A minor): all of them
+  only if something remains.
 
 ``squad`` is SQuAD's, as papers report: lower case, no ASCII punctuation, no articles. It holds -5 for 5 and C++ for C.
 
@@ -30,6 +32,9 @@ import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
+
+from ka2l_ray.formulas import BEGINS, BRACKETS, FUNCTIONS, LETTER, WORD_CHARACTER, bound, bracketed, exclaimed, primed
+from ka2l_ray.words import MARKS
 
 Form = Literal["unicode", "squad"]
 
@@ -54,23 +59,34 @@ _SPELLED = {
     **dict.fromkeys("™℠", "®"),
     **{"٫": ".", "٬": ",", "٪": "%", "♯": "#"},
 }
-_WITHIN = "'.,:/-#&%@*\\_‰"  # punctuation that may belong to a word
+_WITHIN = "'.,:/-#%@*\\_‰′·"  # punctuation that may belong to a word
 
 _PLAIN = re.compile(r"(?:[^\W_]| )*")
-_WORD = re.compile(r"[^\W\d_]{2,}")
+_WORD = re.compile(rf"(?!{FUNCTIONS}){LETTER}(?:{LETTER}|[{MARKS}])+")
+_BULLET = re.compile(r"^[ \t]*\*[ \t]", re.MULTILINE)
+_EMPHASIS = re.compile(r"(?<![^\s(\"'“‘])\*{1,3}+(?=[^\s*=])|(?<=[^\s*])\*{1,3}+(?=[\s.,;:!?)\"'”’]|$)")
+_SPACED_LETTERS = re.compile(rf"(?<!\S)({LETTER}(?: {LETTER}(?!\S))++)(?: (?=({LETTER}{{3,4}})))?")
+_NO_PRIME = re.compile(rf"(?<={LETTER}{LETTER})′+|(?<![\d′])′+(?={LETTER})")
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)")
-_APART = re.compile(r"(?<!\d)[,:]|[,:](?!\d)|[®©]|(?<!\d)—|—(?!\d)")
+_APART = re.compile(r"(?<!\d)[,:·](?!=)|[,:·](?![\d=])|[®©]|(?<!\d)—|—(?!\d)")
 _SPACED_RANGE = re.compile(r"(?<=\d) *— *(?=\d)")
-_APOSTROPHE_WITHIN = re.compile(r"(?<=[^\W\d_])'(?=[^\W\d_])")
-_DASHES = re.compile(r"(?P<left>\w*)(?P<before> *)(?P<run>-+)(?P<after> *)(?=(?P<right>\w*)(?P<follows>[^\s\w]?))")
-_BOUND = re.compile(r"(?<=\w) ([+=<>×÷^/]) (?=\w)|(?<=\d) ([*:]) (?=\d)")
-_UNIT_APART = re.compile(r"(?<=\d) (?=[%‰°€£¥₹₩])|(?<=[$£€¥₹₩]) (?=\d)")
+_SPACED_RATIO = re.compile(r"(?<=\d) : (?=\d)")
+_APOSTROPHE_WITHIN = re.compile(rf"(?<={LETTER})'(?={LETTER})|(?<=\d)'(?=s\b)")
+_DASHES = re.compile(
+    rf"(?<!{WORD_CHARACTER})(?P<left>{WORD_CHARACTER}*+)(?P<before> ?)(?P<run>-+)(?P<after> ?)"
+    rf"(?=(?:(?P<right>{WORD_CHARACTER}++)|(?P<operand>{BEGINS}))?(?P<follows>\S?))"
+)
+_ION = re.compile(rf"{LETTER}{{1,2}}|\w*{LETTER}\d+")
+_JOINING = ("and", "or", "to")
+_UNIT_APART = re.compile(r"(?<=\d) (?=[%‰°€£¥₹₩])|(?<=[$£€¥₹₩]) (?=\d)|(?<=\d′) (?=\d)")
 _SPACED_INITIALS = re.compile(r"(?<!\S)([^\W\d_])\. (?=[^\W\d_]\.(?!\w{2}))")
-_INITIALS = re.compile(r"(?:[^\W\d_]\.)+[^\W\d_]")
-_BELONGS = re.compile(r"(?:[\w.]%|\d‰|\w#|\w-|[+]-)$")
+_INITIALS = re.compile(rf"(?=(?:.*\.)?{LETTER}(?:\.|$))(?:{LETTER}{{1,2}}\.)+{LETTER}{{1,2}}")
+_RUN_ON_INITIALS = re.compile(rf"(?<![\w.])((?:{LETTER}\.)+)(?={LETTER}{{3}})")
+_BELONGS = re.compile(rf"[\w.]%|\d‰|{WORD_CHARACTER}[#-]|[+]-|[\w′]′")
 _LEADING_PLUS = re.compile(r"^\+(?=\d)")
 _ARTICLES = ("a", "an", "the")
-_NAMED_A = re.compile(r"[^\W\d]|and|or|to|\W+")
+_NAMED_A = re.compile(r"(?:[^\W\d]|and|or|to|\W+)(?: .*)?|(?:flat|sharp)(?: (?:major|minor))?|major|minor")
+_KEY = re.compile("flat|sharp|major|minor")
 _BARE_POINT = re.compile(r"(?<![\w.])\.(?=\d)")
 
 
@@ -91,15 +107,20 @@ def _answer(text: str, form: Form) -> str:
     if form == "squad":
         bare = _words_of(_ASCII_PUNCTUATION.sub("", text.lower()))
         return _words_of(_SQUAD_ARTICLES.sub(" ", bare)) or bare or _folded(text)
-    words = _normal(text).split()
-    return _LEADING_PLUS.sub("", " ".join(_without_articles(words)))
+    for _ in range(MOST_PASSES):  # two words may be neighbours only where an article is left out
+        words = _normal(text).split()
+        kept = _without_articles(words)
+        text = _LEADING_PLUS.sub("", " ".join(kept))
+        if len(kept) == len(words):
+            break
+    return text
 
 
 def _without_articles(words: list[str]) -> list[str]:
     if all(word in _ARTICLES for word in words):
         return words
     words = [word for word in words if word != "the"]
-    while words[0] in _ARTICLES and not _NAMED_A.fullmatch(words[1]):
+    while words[0] in _ARTICLES and not _NAMED_A.fullmatch(" ".join(words[1:4])):
         words = words[1:]
     return words
 
@@ -119,40 +140,46 @@ def _pass(folded: str) -> str:
     text = _words_of(folded.translate(_PARTED))
     if _PLAIN.fullmatch(text):
         return text
+    text = exclaimed(bracketed(primed(_NO_PRIME.sub("'", text))))
     if "," in text:
         text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
-    text = _APART.sub(" ", _APOSTROPHE_WITHIN.sub("", _SPACED_RANGE.sub("-", text)))
+    text = _SPACED_RATIO.sub(":", _SPACED_RANGE.sub("-", text))
+    text = _APART.sub(" ", _APOSTROPHE_WITHIN.sub("", text))
     if "-" in text:
-        text = _DASHES.sub(_hyphen, text)
-    text = _BOUND.sub(r"\1\2", _UNIT_APART.sub("", _words_of(text)))
-    return _words_of(" ".join(map(_trimmed, _SPACED_INITIALS.sub(r"\1.", text).split())))
+        text = _DASHES.sub(_hyphen, _words_of(text))
+    text = _SPACED_INITIALS.sub(r"\1.", bound(_UNIT_APART.sub("", _words_of(text))))
+    return _words_of(" ".join(map(_trimmed, _RUN_ON_INITIALS.sub(r"\1 ", text).split())))
 
 
 def _hyphen(found: re.Match[str]) -> str:
-    left, right, before, after = found["left"], found["right"], found["before"], found["after"]
-    ends = not right and (after or not found["follows"])
-    if ends and left and not before and found["run"] == "-":
-        return f"{left}-{after}"
-    if left in _ARTICLES and not before and not after and found["run"] == "-":
-        return f"{left}-"
+    left, right, before, after = found["left"], found["right"] or "", found["before"], found["after"]
+    single = found["run"] == "-"
+    ends = not right and not found["operand"] and (after or not found["follows"])
+    if single and left and not before:
+        if ends or (after and _ION.fullmatch(left) and _WORD.fullmatch(right) and right not in _JOINING):
+            return f"{left}-{after}"
+        if left in _ARTICLES and not after and not _KEY.fullmatch(right):
+            return f"{left}-"
+    if (found["operand"] or "").startswith("-"):
+        return f"{left}- "
     beside_word = _WORD.fullmatch(left) or _WORD.fullmatch(right)
     if beside_word and before and not after:
         beside_word = _WORD.fullmatch(right)
-    if ends or beside_word or found["run"] != "-":
+    if ends or beside_word or not single:
         return f"{left} "
     return f"{left}{before if not after else ''}-"
 
 
 def _trimmed(word: str) -> str:
     """A word without the punctuation at its edges."""
-    if word == "&":
-        return "and"
     head = len(word) - len(word.lstrip(_WITHIN.replace("-", "")))
     if head and word[head - 1] == "." and not word[:head].endswith("..") and head < len(word):
         head -= 1
     word = word[head:]
-    while word and word[-1] in _WITHIN and not _BELONGS.search(word):
-        word = word[:-1]
+    end = len(word)
+    while end and word[end - 1] in _WITHIN and not _BELONGS.fullmatch(word, max(0, end - 2), end):
+        end -= 1
+    word = word[:end]
     if _INITIALS.fullmatch(word):
         return word.replace(".", "")
     return _BARE_POINT.sub("0.", word)
@@ -174,12 +201,22 @@ def _folded(text: str) -> str:
     """NFKC, casefold, single spaces; see the module."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", compatible(text).casefold()).translate(_SPELLING)
-    return _words_of(text.casefold().replace("`", "'"))
+    if "*" in text:
+        text = _EMPHASIS.sub("", _BULLET.sub(" ", text))
+    text = _SPACED_LETTERS.sub(_named, _words_of(text))
+    return text.casefold().replace("`", "'").replace("!=", "≠")
+
+
+def _named(found: re.Match[str]) -> str:
+    """Initials without their spaces: J K Rowling; but not where an article may be among them, or a list ends."""
+    letters, name = found[1], found[2] or ""
+    article = "a" in letters.split() or (letters.startswith("A ") and name.islower())
+    return found[0] if article or name in ("", *_JOINING) else f"{letters.replace(' ', '')} "
 
 
 def _raised(found: re.Match[str]) -> str:
     base, run = found[1] or "", found[2].translate(_PLAIN_DIGITS)
-    charge = run[-1] in "+-" and not base.isdecimal()
+    charge = run[-1] in "+-" and (not base.isdecimal() or len(run) == 1)
     return base + ("" if charge or not base else "^") + run
 
 
@@ -201,7 +238,9 @@ class _Table(dict[int, str]):
 
 def _parted(character: str) -> str:
     """A space for punctuation that belongs to no word."""
-    return " " if unicodedata.category(character).startswith("P") and character not in _WITHIN + "—" else character
+    if character == "&":
+        return " and "
+    return " " if unicodedata.category(character).startswith("P") and character not in _WITHIN + BRACKETS + "—!" else character
 
 
 def _spelled(character: str) -> str:

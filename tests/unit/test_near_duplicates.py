@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,11 @@ def found(test: list[str], pool: list[str]) -> dict[str, str]:
 )
 def test_near_duplicates_share_four_words_of_five(test: str, pool: str, near: bool) -> None:
     assert found([test], [pool]) == ({"0": "0"} if near else {})
+
+
+@pytest.mark.parametrize("text", ["हिन्दी में क्षेत्र", "தமிழ் மொழி", "می‌خواهم", "naïve Ğ"])
+def test_words_keep_their_marks(text: str) -> None:
+    assert words(text) == set(unicodedata.normalize("NFKC", text).lower().split())
 
 
 def test_the_nearest_is_named_once_a_test_question() -> None:

@@ -1,0 +1,86 @@
+"""What normal forms keep of a formula, where prose has punctuation: operators, brackets beside them, factorials, derivatives.
+
+* An operator between spaces binds its neighbours: x * 2 is ``x*2``. (A hyphen has rules of its own, in ``normalization``.)
+* Brackets stay in pairs, and only beside an operator: (a+b)/2, but not Iron(III), f(x) or Paris (France). A hyphen is an operator
+  where neither neighbour is a word of two letters or more; (R)-3 is a formula, (AFP) - Paris is not.
+* ``!`` stays behind a number, a single letter or a bracket that ends in one (5!, n!, (n-1)!), and before a word (!x). ``!=`` is
+  ``≠``, so 5! = 120 keeps its spaces.
+* An apostrophe behind a single letter is a prime where a bracket or an operator follows: f'(2), y' = 3.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ka2l_ray.words import MARKS
+
+LETTER = r"[^\W\d_]"
+WORD_CHARACTER = rf"[\w{MARKS}]"
+FUNCTIONS = r"(?:sin|cos|tan|log|ln|exp|sqrt|max|min|lim)(?![\w])"  # words that are none beside a hyphen
+BRACKETS = "()[]{}"
+BEGINS = r"-?(?:\.\d|[^\s.,:'/*\\@_%#-])"  # an operand
+
+_ENDS = r"[^\s.,:'/*\\@_-]"
+_OPERATOR = r"(?:(?!-)[-+*/\\%^=<>×÷≠≤≥]{1,3}|:=)"
+_WORD = rf"{LETTER}[{MARKS}]*{LETTER}"
+_NO_WORD = rf"(?: ?(?!{_WORD})| ?{FUNCTIONS})"
+_LONE = rf"(?<!{WORD_CHARACTER}){LETTER}"
+
+_SPACED = re.compile(rf"(?<={_ENDS}) (?!(?<=! )=)({_OPERATOR}) (?={BEGINS})")
+_BRACKET = re.compile(r"[()\[\]{}]")
+_BEFORE = re.compile(rf"{_ENDS}(?:{_OPERATOR}| {_OPERATOR} )$|(?:^|[^\w)\]}}])!$")
+_BEHIND = re.compile(rf"(?:{_OPERATOR}| {_OPERATOR} )(?={BEGINS})")
+_MINUS_BEFORE = re.compile(rf"(?<!{LETTER}{LETTER})(?:-| - |^- )$")
+_MINUS_BEHIND = re.compile(rf"(?:-| - )(?={BEGINS}){_NO_WORD}")
+_BEGINS_NO_WORD = re.compile(_NO_WORD)
+_ENDS_IN_WORD = re.compile(rf"{_WORD}$")
+_ENDS_IN_ONE = re.compile(rf"(?:\d|(?:^|[\W\d]){LETTER}) ?$")
+_SPACE_WITHIN = re.compile(r"(?<=[(\[{]) | (?=[)\]}])")
+_NO_SPACE = re.compile(r"(?<=[\w)\]}])(?=[(\[{])|(?<=[)\]}])(?=\w)")
+_EXCLAIMED = re.compile(rf"(\d!+|{_LONE}!+(?!{LETTER})|[)\]}}]!+|(?<![^\s(\[{{+*/^=<>≠-])!(?=[\w(\[{{]))|!+")
+_PRIMED = re.compile(rf"(?<!')({_LONE})('+)(?=\(| ?[=+*/^])")
+_WINDOW = 12
+
+
+def primed(text: str) -> str:
+    """The text with primes for the apostrophes of derivatives."""
+    return _PRIMED.sub(lambda found: found[1] + "′" * len(found[2]), text)
+
+
+def bound(text: str) -> str:
+    """The text without the spaces around operators."""
+    return _SPACED.sub(r"\1", text)
+
+
+def exclaimed(text: str) -> str:
+    """The text without exclamation marks that are no operators; of the brackets only those of formulas are there."""
+    return _EXCLAIMED.sub(lambda found: found[1] or " ", text) if "!" in text else text
+
+
+def bracketed(text: str) -> str:
+    """The text with spaces for its brackets, but for those of formulas."""
+    characters, opened, kept = list(text), [], False
+    for found in _BRACKET.finditer(text):
+        place = found.start()
+        characters[place] = " "
+        if found[0] in "([{":
+            opened.append(place)
+        elif opened:
+            begin = opened.pop()
+            if _operated(text, begin, place):
+                characters[begin], characters[place], kept = text[begin], found[0], True
+    text = " ".join("".join(characters).split())
+    return _NO_SPACE.sub(" ", _SPACE_WITHIN.sub("", text)) if kept else text
+
+
+def _operated(text: str, begin: int, end: int) -> bool:
+    """Whether an operator stands before or behind the brackets at two places."""
+    before, first = text[max(0, begin - 6) : begin], text[begin + 1 : begin + _WINDOW]
+    last, behind = text[max(0, end - 6) : end], text[end + 1 : end + _WINDOW]
+    return bool(
+        _BEFORE.search(before)
+        or _BEHIND.match(behind)
+        or (_MINUS_BEFORE.search(before) and _BEGINS_NO_WORD.match(first))
+        or (_MINUS_BEHIND.match(behind) and not _ENDS_IN_WORD.search(last))
+        or (behind.startswith("!") and _ENDS_IN_ONE.search(last))
+    )
