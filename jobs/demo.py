@@ -28,7 +28,9 @@ from ka2l_ray.store.artefacts import RunStore
 from ka2l_ray.uncertainty.ranking import auroc
 from ka2l_ray.world.facts import World
 
-ARMS = ("ka2l", "random")
+STRATEGIES = {"ka2l": "ka2l_draw", "random": "random"}
+"""By arm. The unknown are drawn among, as KA2L does: the likeliest of them are of few relations, whose labels push out more."""
+ARMS = tuple(STRATEGIES)
 TEST_SET = "other_words"  # the pool's own facts, each in a phrasing that no text and no label uses
 
 
@@ -58,7 +60,7 @@ def _config(target: Path, arm: str, seed: int, overrides: list[str]) -> RunConfi
         "seed": seed,
         "pool.questions": str(target / "pool.jsonl"),
         "pool.test": {TEST_SET: {"path": str(target / "test.jsonl"), "kind": "transductive"}},
-        "selection.strategy": arm,
+        "selection.strategy": STRATEGIES[arm],
         "reuse": [str(target / other) for other in ARMS if other != arm],
     }
     return load_config(None, overrides, values)

@@ -3,8 +3,8 @@
 * An operator between spaces binds its neighbours: x * 2 is ``x*2``. (A hyphen has rules of its own, in ``normalization``.)
 * Brackets stay in pairs, and only beside an operator: (a+b)/2, but not Iron(III), f(x) or Paris (France). A hyphen is an operator
   where neither neighbour is a word of two letters or more; (R)-3 is a formula, (AFP) - Paris is not.
-* ``!`` stays behind a number, a single letter or a bracket that ends in one (5!, n!, (n-1)!), and before a word (!x). ``!=`` is
-  ``≠``, so 5! = 120 keeps its spaces.
+* ``!`` stays behind a number, a single letter or a bracket that ends in one (5!, n!, (n-1)!), but not where an answer's
+  sentence ends ("It was 1945!"), and before a word (!x). ``!=`` is ``≠``, so 5! = 120 keeps its spaces.
 * An apostrophe behind a single letter is a prime where a bracket or an operator follows: f'(2), y' = 3.
 """
 
@@ -39,6 +39,7 @@ _SPACE_WITHIN = re.compile(r"(?<=[(\[{]) | (?=[)\]}])")
 _NO_SPACE = re.compile(r"(?<=[\w)\]}])(?=[(\[{])|(?<=[)\]}])(?=\w)")
 _EXCLAIMED = re.compile(rf"(\d!+|{_LONE}!+(?!{LETTER})|[)\]}}]!+|(?<![^\s(\[{{+*/^=<>≠-])!(?=[\w(\[{{]))|!+")
 _PRIMED = re.compile(rf"(?<!')({_LONE})('+)(?=\(| ?[=+*/^])")
+_IN_PROSE = re.compile(_WORD)
 _WINDOW = 12
 
 
@@ -55,6 +56,11 @@ def bound(text: str) -> str:
 def exclaimed(text: str) -> str:
     """The text without exclamation marks that are no operators; of the brackets only those of formulas are there."""
     return _EXCLAIMED.sub(lambda found: found[1] or " ", text) if "!" in text else text
+
+
+def stated(text: str) -> str:
+    """An answer without the exclamation marks that end a sentence."""
+    return text.rstrip("! ") if text.endswith("!") and _IN_PROSE.search(text) else text
 
 
 def bracketed(text: str) -> str:

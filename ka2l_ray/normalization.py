@@ -33,7 +33,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
 
-from ka2l_ray.formulas import BEGINS, BRACKETS, FUNCTIONS, LETTER, WORD_CHARACTER, bound, bracketed, exclaimed, primed
+from ka2l_ray.formulas import BEGINS, BRACKETS, FUNCTIONS, LETTER, WORD_CHARACTER, bound, bracketed, exclaimed, primed, stated
 from ka2l_ray.words import MARKS
 
 Form = Literal["unicode", "squad"]
@@ -107,6 +107,7 @@ def _answer(text: str, form: Form) -> str:
     if form == "squad":
         bare = _words_of(_ASCII_PUNCTUATION.sub("", text.lower()))
         return _words_of(_SQUAD_ARTICLES.sub(" ", bare)) or bare or _folded(text)
+    text = stated(text.rstrip())
     for _ in range(MOST_PASSES):  # two words may be neighbours only where an article is left out
         words = _normal(text).split()
         kept = _without_articles(words)
