@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import itertools
 import unicodedata
 from decimal import Decimal
 
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ka2l_ray.normalization import Form, normalize_answer, normalize_question
+from tests.unit.growth import grows_as_its_size
 
 SAME = [
     ("巴黎。", "巴黎"),
@@ -278,13 +279,13 @@ def test_squads_questions_hold_no_punctuation(text: str, normal: str) -> None:
     "unit", [".", "x!", "x: ", "b ", "'", "%", "(", "(+", "*", "- ", "a-", "J.", "a1", "ab ", "1,", "दि", "²", "′", "+ 1 ", "&"]
 )
 def test_a_long_text_takes_no_more_than_its_length(unit: str) -> None:
-    def seconds(length: int) -> float:
-        begun = time.process_time()
-        for end in ("", "y-z!"):
-            normalize_answer("x" + unit * (length // len(unit)) + end)
-        return time.process_time() - begun
+    tries = itertools.count(1)
 
-    assert min(seconds(20_000 + i) for i in range(2)) < 4 * 8 * (min(seconds(2_500 + i) for i in range(2)) + 0.01)
+    def normalize(length: int) -> None:
+        for end in ("", "y-z!"):
+            normalize_answer("x" * next(tries) + unit * (length // len(unit)) + end)  # another text each time: answers are kept
+
+    assert grows_as_its_size(normalize, 2_500, 40_000)
 
 
 @settings(deadline=None)
