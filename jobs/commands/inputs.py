@@ -23,6 +23,8 @@ from ka2l_ray.questions import labels_of, read_rows, row_id, training_target
 from ka2l_ray.store.artefacts import Artefact, StageDirectory, committed_artefact
 from ka2l_ray.store.storage import Storage, file_digest
 
+CUT = {"length", "max_tokens", "max_length", "max_new_tokens", "max_output_tokens"}
+"""How servers and libraries say that an answer was cut at its greatest length."""
 SAMPLED = pa.schema([schema.SAMPLES.field(name) for name in ("question_id", "question", "generations", "finish_reasons")])
 
 
@@ -204,9 +206,21 @@ def _sampled(place: str, row: dict[str, Any]) -> dict[str, Any]:
     if not generations:
         raise UserError(f"{place}: no generations; semantic entropy is of one answer at least, and says something from two on")
     ended = row.get("finish_reasons")
-    if ended is not None and (not isinstance(ended, list) or len(ended) != len(generations)):
-        raise UserError(f"{place}: 'finish_reasons' must be a list, one (stop or length) for each of 'generations'")
-    return {"question": _question(place, row), "generations": generations, "finish_reasons": ended}
+    if ended is not None and (
+        not isinstance(ended, list) or len(ended) != len(generations) or not all(isinstance(each, str | None) for each in ended)
+    ):
+        raise UserError(
+            f"{place}: 'finish_reasons' must be a list with a text (stop or length) or null for each of 'generations', "
+            f"this is {ended!r:.60}"
+        )
+    reasons = None if ended is None else [_finish_reason(each) for each in ended]
+    return {"question": _question(place, row), "generations": generations, "finish_reasons": reasons}
+
+
+def _finish_reason(said: str | None) -> str | None:
+    """``length`` where the answer was cut, in whatever words; any other reason as it is."""
+    reason = said.strip().lower() if said is not None else None
+    return "length" if reason in CUT else reason
 
 
 def _answered(
