@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import ray
@@ -23,6 +24,8 @@ from ka2l_ray.schema import SCHEMA_VERSION
 from ka2l_ray.semantics.judges import judge_place, verdict_identity
 from ka2l_ray.semantics.language import check_language
 from ka2l_ray.store.artefacts import RunStore, difference, flatten
+
+logger = logging.getLogger(__name__)
 
 INPUTS = {"pool", "test", "answers", "near_duplicates"}  # artefacts that cost no model; those of named test sets lie below "test"
 
@@ -69,6 +72,17 @@ def check_budget(config: RunConfig, pool: int) -> None:
             f"selection.budget is {config.selection.budget} labels a round, {config.pool.questions} has {pool} questions; "
             "lower the budget"
         )
+
+
+def check_answers(config: RunConfig, pool: int, answered: int) -> None:
+    """Raise a UserError where a round's labels cannot all be given; warn where not every question of the pool has an answer."""
+    key = config.annotation.answers
+    where = f"{answered} of {pool} questions of {config.pool.questions} have an answer" + (f" in {key}" if key else "")
+    if answered < config.selection.budget:
+        cure = "give more of the pool's ids there" if key else "add 'answers' ('label' of options), set annotation.answers"
+        raise UserError(f"selection.budget is {config.selection.budget} labels a round, {where}; {cure}, or lower the budget")
+    if answered < pool:
+        logger.warning("%s; a round that chooses another ends the run with an error: leave them out of the pool", where)
 
 
 def check_columns(config: RunConfig, pool: int, with_options: int) -> None:

@@ -19,7 +19,7 @@ from ka2l_ray.actors.language_model import Model
 from ka2l_ray.actors.placement import cluster_nodes, with_gpus
 from ka2l_ray.config import RunConfig
 from ka2l_ray.evaluation import headline, measure
-from ka2l_ray.jobs.checks import check_budget, check_columns, check_resources, hold_config
+from ka2l_ray.jobs.checks import check_answers, check_budget, check_columns, check_resources, hold_config
 from ka2l_ray.jobs.stages.annotate import annotate, known_rows, replay
 from ka2l_ray.jobs.stages.correctness import greedy_correctness
 from ka2l_ray.jobs.stages.entropy import entropy
@@ -29,7 +29,7 @@ from ka2l_ray.jobs.stages.hidden_states import hidden_states
 from ka2l_ray.jobs.stages.labels import Decided
 from ka2l_ray.jobs.stages.near_duplicates import near_duplicates
 from ka2l_ray.jobs.stages.probe import probe
-from ka2l_ray.jobs.stages.questions import answer_key, check_test_sets, draw, questions
+from ka2l_ray.jobs.stages.questions import answer_key, check_test_sets, count_answered, draw, questions
 from ka2l_ray.jobs.stages.sample import sample
 from ka2l_ray.jobs.stages.score import score, score_by_semantic_entropy
 from ka2l_ray.jobs.stages.select import select
@@ -129,6 +129,7 @@ class _Loop:
         answers = pool
         if config.annotation.answers:
             answers = answer_key(self.store, "answers", path=config.annotation.answers, form=form, shown=shown)
+        check_answers(config, pool.facts["rows"], count_answered(pool, answers))
         for name, held in config.pool.test_sets.items():
             at = of_test_set("test", name)
             self.tests[name] = questions(self.store, at, path=held.path, form=form, shown=shown, answered=True)

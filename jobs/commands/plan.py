@@ -11,8 +11,9 @@ from ka2l_ray.actors.placement import with_gpus
 from ka2l_ray.config import RunConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.held_out import HeldOut, check_held_out
-from ka2l_ray.jobs.checks import check_budget, check_columns, check_inputs
+from ka2l_ray.jobs.checks import check_answers, check_budget, check_columns, check_inputs
 from ka2l_ray.jobs.session import supply
+from ka2l_ray.jobs.stages.questions import answer_rows
 from ka2l_ray.models.model_files import check_is_model
 from ka2l_ray.models.prompt_view import view_prompt
 from ka2l_ray.models.prompts import load_prompter
@@ -51,24 +52,28 @@ def plan(config: RunConfig) -> Plan:
     """
     check_inputs(config)
     tests, near = _test_sets(config)
-    first, pool, with_options = "", 0, 0
+    key, form, shown = config.annotation.answers, config.normalize, config.prompt.options
+    answerable = {row["question_id"] for row in answer_rows(key, form, shown)} if key else None
+    first, pool, with_options, answered = "", 0, 0, 0
 
     def questions() -> Iterator[dict[str, Any]]:
-        nonlocal first, pool, with_options
-        for question in QuestionReader(config.pool.questions, form=config.normalize, shown=config.prompt.options):
+        nonlocal first, pool, with_options, answered
+        for question in QuestionReader(config.pool.questions, form=form, shown=shown):
             first = first or question["question"]
             pool += 1
             with_options += question["options"] is not None
+            answered += question["answers"] is not None if answerable is None else question["question_id"] in answerable
             for twins in near.values():
                 twins.look(question["question_id"], question["question"])
             yield question
 
     if tests:
-        check_held_out(list(tests.values()), questions(), config.normalize)
+        check_held_out(list(tests.values()), questions(), form)
     else:
         deque(questions(), maxlen=0)
     check_budget(config, pool)
     check_columns(config, pool, with_options)
+    check_answers(config, pool, answered)
     test = sum(len(held.questions) for held in tests.values())
     model = check_is_model(config.model)
     probing = min(config.pool.probing_size, pool)
@@ -99,8 +104,8 @@ def plan(config: RunConfig) -> Plan:
     ]
     text += counts
     if with_options:
-        shown = "shown in the prompt" if config.prompt.options == "show" else "not shown"
-        text.append(f"{with_options:,} of {pool:,} questions of the pool have options, {shown} (prompt.options)")
+        said_so = "shown in the prompt" if shown == "show" else "not shown"
+        text.append(f"{with_options:,} of {pool:,} questions of the pool have options, {said_so} (prompt.options)")
     text += ["", str(view_prompt(load_prompter(config.model, config.prompt), first))]
     return Plan("\n".join(text), counts)
 

@@ -82,22 +82,40 @@ def answer_key(store: Store, name: str, *, path: str, form: Form = "unicode", sh
     inputs = {"stage": "answers", "file": input_key(path), "normalize": form, "options": shown}
 
     def build(work: Storage) -> dict[str, Any]:
-        rows: dict[str, dict[str, Any]] = {}
-        for place, row in read_rows(path):
-            question_id, found = row_id(place, row), labels_of(place, row, form, shown)
-            if question_id in rows:
-                raise UserError(f"{place}: id '{question_id}' stands in an earlier row; ids must be unique")
-            if found["options"] and found["label"] is None:
-                raise UserError(f"{place}: the row has no right option; give 'label', or 'answers' among its options")
-            if found["answers"] is not None:
-                rows[question_id] = {"question_id": question_id, **found}
+        rows = list(answer_rows(path, form, shown))
         if not rows:
             raise UserError(f"{path}: no answers in this file")
         columns = pa.schema([schema.QUESTIONS.field(column) for column in ("question_id", "answers", "target")])
-        work.write_table("part-00000.parquet", pa.Table.from_pylist(list(rows.values()), schema=columns))
+        work.write_table("part-00000.parquet", pa.Table.from_pylist(rows, schema=columns))
         return {"rows": len(rows), "source": path}
 
     return store.compute(name, inputs, build)
+
+
+def answer_rows(path: str, form: Form, shown: Shown) -> Iterator[dict[str, Any]]:
+    """``question_id`` and ``labels_of`` of each row of an answer key that has answers.
+
+    Raises:
+        UserError: a row without id, an id that stands twice, or options without a right one.
+    """
+    seen: set[str] = set()
+    for place, row in read_rows(path):
+        question_id, found = row_id(place, row), labels_of(place, row, form, shown)
+        if question_id in seen:
+            raise UserError(f"{place}: id '{question_id}' stands in an earlier row; ids must be unique")
+        if found["options"] and found["label"] is None:
+            raise UserError(f"{place}: the row has no right option; give 'label', or 'answers' among its options")
+        if found["answers"] is not None:
+            seen.add(question_id)
+            yield {"question_id": question_id, **found}
+
+
+def count_answered(pool: Artefact, answers: Artefact) -> int:
+    """Questions of ``pool`` that have an answer in ``answers``, which may be the pool itself."""
+    key = answers.storage.read_table("", columns=["question_id", "answers"])
+    having = key.filter(pc.is_valid(key["answers"]))["question_id"]
+    asked = (pool.storage.read_table(file, columns=["question_id"])["question_id"] for file in pool.storage.parquet_files())
+    return sum(pc.sum(pc.is_in(ids, value_set=having)).as_py() or 0 for ids in asked)
 
 
 def draw(

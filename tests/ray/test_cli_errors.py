@@ -85,6 +85,45 @@ def test_a_budget_beyond_the_pool(small_run: dict[str, Any], tmp_path: Path) -> 
     assert "12 questions" in line
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("changed", "key", "words"),
+    [
+        ({"answers": None}, None, "0 of 12 questions of {pool} have an answer; add 'answers'"),
+        ({"answers": None, "options": ["Cekis", "Dorn"]}, None, "0 of 12 questions of {pool} have an answer; add 'answers'"),
+        ({}, [{"id": "p1", "answers": ["x"]}], "0 of 12 questions of {pool} have an answer in {key}; give more of"),
+        ({}, [{"id": "q1", "answers": ["x"]}], "selection.budget is 2 labels a round, 1 of 12 questions"),
+        ({}, [{"id": "q1", "answers": [3]}], "key.jsonl:1: 'answers' must be a list of strings"),
+    ],
+)
+def test_a_pool_whose_answers_are_not_there_is_refused_before_anything_is_sampled(
+    changed: dict[str, Any],
+    key: list[dict[str, Any]] | None,
+    words: str,
+    dry: tuple[str, ...],
+    small_run: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    pool = write_lines(tmp_path / "pool.jsonl", [row | changed for row in GOOD])
+    small_run["pool"] = {"questions": pool, "probing_size": 8}
+    small_run["selection"]["budget"] = 2
+    answers = None if key is None else write_lines(tmp_path / "key.jsonl", key)
+    small_run["annotation"] = {"answers": answers}
+    line = refused("run", write_config(small_run, tmp_path), *dry)
+    assert words.format(pool=pool, key=answers) in line
+    assert not (tmp_path / "run" / "rounds").exists()
+
+
+def test_a_plan_warns_where_some_of_the_pool_has_no_answer(
+    small_run: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = write_lines(tmp_path / "pool.jsonl", [*GOOD, {"id": "bare", "question": "Who?"}])
+    small_run["pool"] = {"questions": pool, "probing_size": 8}
+    small_run["selection"]["budget"] = 2
+    assert CliRunner().invoke(app, ["run", write_config(small_run, tmp_path), "--dry-run"]).exit_code == 0
+    assert f"12 of 13 questions of {pool} have an answer; a round that chooses another ends the run" in caplog.text
+
+
 def test_fewer_than_two_samples(small_run: dict[str, Any], tmp_path: Path) -> None:
     assert "sampling.k" in run_with(GOOD, small_run, tmp_path, sampling__k=1)
     samples = write_lines(tmp_path / "samples.jsonl", [{"id": "a", "question": "Who?", "generations": []}])
