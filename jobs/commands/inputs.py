@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -63,7 +64,7 @@ class Inputs:
             group: column whose values are judged apart.
 
         Raises:
-            UserError: it is known of none.
+            UserError: it is known of none, or of fewer than two of a group.
         """
         key = self.answers(answers) if answers else None
         known: dict[str, list[str]] = {}
@@ -79,10 +80,11 @@ class Inputs:
 
         how = {"correct": correct, "answers": key.key if key else None, "group": group}
         found = self._import(path, "answered", convert, schema.ANSWERED, how)
-        rows = found.storage.read_table("", columns=["wrong", "answers"])
+        rows = found.storage.read_table("", columns=["wrong", "answers", "group"])
         if rows["wrong"].null_count == rows["answers"].null_count == len(rows):
             lack = f"no row has '{correct}', true or false" if correct else "whether an answer is right is not known"
             raise UserError(f"{path}: {lack}; give --correct COLUMN, or 'greedy' with 'answers' (--answers FILE)")
+        _check_groups(path, rows.to_pylist(), f"'{correct}'" if correct else "'greedy' with 'answers'", group)
         return found
 
     def annotations(self, path: str) -> Artefact:
@@ -190,6 +192,23 @@ def _chunks(path: str, convert: Callable[[str, dict[str, Any]], dict[str, Any] |
         yield rows
     if not seen:
         raise UserError(f"{path}: no rows in this file")
+
+
+def _check_groups(path: str, rows: list[dict[str, Any]], lacking: str, by: str | None) -> None:
+    """Raise a UserError where p(wrong) of a group could be fitted on one row or none."""
+    of, known = Counter(row["group"] for row in rows), Counter(row["group"] for row in rows if _is_known(row))
+    few = next((group for group in sorted(of) if known[group] < 2), None)
+    if few is not None:
+        which = f"of the rows with '{by}' {few}" if by else "of the rows"
+        raise UserError(
+            f"{path}: {known[few]} {which}, {of[few]} in all, have {lacking}; p(wrong) is fitted on two at least"
+            + (" of each group: give more, or leave out the group, or --by" if by else ": give more")
+        )
+
+
+def _is_known(row: dict[str, Any]) -> bool:
+    """Whether it is known, or can be judged, that the answer is wrong."""
+    return row["wrong"] is not None or row["answers"] is not None
 
 
 def _question(place: str, row: dict[str, Any]) -> str:

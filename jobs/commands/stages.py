@@ -189,6 +189,7 @@ def entropy(
     with stage(out, override, values | ({"model.path": p_true_model} if p_true_model else {})) as at:
         from ka2l_ray.errors import UserError
         from ka2l_ray.jobs.stages.entropy import entropy as run_stage
+        from ka2l_ray.jobs.stages.p_wrong import warn_of_one_class
         from ka2l_ray.jobs.stages.uncertainty import check_combinable
 
         evaluate = evaluate or combine
@@ -202,6 +203,7 @@ def entropy(
         if evaluate or p_wrong:
             answered = at.inputs.answered(samples, correct=correct, answers=answers, group=by)
             answered = answered if correct else _judged(at, answered)
+            warn_of_one_class(answered)
         if combine and answered is not None and not any(further.values()):
             check_combinable(answered)
         states = at.inputs.table(hidden_states) if hidden_states else None

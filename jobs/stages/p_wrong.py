@@ -3,6 +3,7 @@ wrong."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +15,20 @@ from ka2l_ray.errors import UserError
 from ka2l_ray.store.artefacts import Artefact
 from ka2l_ray.store.storage import Storage
 from ka2l_ray.uncertainty.p_wrong import calibrate
+
+logger = logging.getLogger(__name__)
+
+
+def warn_of_one_class(answered: Artefact) -> None:
+    """Where all labelled answers of a group are wrong, or all are right, nothing tells one from another."""
+    rows = answered.storage.read_table("", columns=["wrong", "group"]).to_pylist()
+    for group in sorted({row["group"] for row in rows}):
+        said = [row["wrong"] for row in rows if row["group"] == group and row["wrong"] is not None]
+        if len(set(said)) == 1:
+            logger.warning(
+                "%s: all %d labelled answers are %s, and so p(wrong) is %d for every question, whatever its score; label others",
+                *(group, len(said), "wrong" if said[0] else "right", said[0]),
+            )
 
 
 def add_p_wrong(entropy: Storage, answered: Artefact) -> list[dict[str, Any]]:

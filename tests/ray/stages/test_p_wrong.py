@@ -97,6 +97,14 @@ def test_what_cannot_be_fitted_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_labels_of_one_kind_are_told_of(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    samples = write_lines(tmp_path / "samples.jsonl", [row | {"right": False} for row in rows[:20]])
+    command = ("entropy", "--samples", samples, "--judge", "exact", "--out", str(tmp_path / "out"), "--correct", "right")
+    done = ka2l(*command, "--p-wrong")
+    assert done.returncode == 0, done.stderr
+    assert "all 20 labelled answers are wrong, and so p(wrong) is 1 for every question" in done.stderr
+
+
 def test_paragraphs_are_told_of(tmp_path: Path) -> None:
     said = "He was born in a small town. He then went to the city. There he wrote all of his books."
     rows = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.commands.inputs import Inputs
+from ka2l_ray.jobs.stages.p_wrong import warn_of_one_class
 
 ROW = {"id": "a", "question": "Who?", "generations": ["Ann", "Bob"], "greedy": "Ann", "right": True}
 
@@ -32,3 +34,30 @@ def test_finish_reasons_that_are_no_texts_are_refused_by_file_and_line(ended: An
     rows = [ROW | {"id": "good", "finish_reasons": None}, ROW | {"finish_reasons": ended}]
     with pytest.raises(UserError, match=r"rows.jsonl:2: 'finish_reasons' must be a list with a text"):
         Inputs(str(tmp_path / "inputs")).samples(file_of(rows, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("correct", "changes", "words"),
+    [
+        ("right", {"right": None}, "0 of the rows with 'model' small, 3 in all, have 'right'; p(wrong) is fitted on two"),
+        (None, {"answers": None}, "0 of the rows with 'model' small, 3 in all, have 'greedy' with 'answers'"),
+        (None, {"greedy": None}, "0 of the rows with 'model' small, 3 in all, have 'greedy' with 'answers'"),
+    ],
+)
+def test_a_group_without_labels_is_named_when_it_is_read(
+    correct: str | None, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    whole = ROW | {"answers": ["Ann"], "model": "large"}
+    rows = [whole | {"id": f"l{i}"} for i in range(3)] + [whole | changes | {"id": f"s{i}", "model": "small"} for i in range(3)]
+    with pytest.raises(UserError, match=re.escape(words)):
+        Inputs(str(tmp_path / "inputs")).answered(file_of(rows, tmp_path), correct=correct, answers=None, group="model")
+
+
+def test_labels_of_one_kind_are_told_of_by_group(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    of = {"large": [True, False, None], "small": [False, False, None]}
+    rows = [ROW | {"id": f"{g}{i}", "model": g, "right": r} for g, said in of.items() for i, r in enumerate(said)]
+    found = Inputs(str(tmp_path / "inputs")).answered(file_of(rows, tmp_path), correct="right", answers=None, group="model")
+    warn_of_one_class(found)
+    assert caplog.messages == [
+        "small: all 2 labelled answers are wrong, and so p(wrong) is 1 for every question, whatever its score; label others"
+    ]
