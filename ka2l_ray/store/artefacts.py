@@ -11,14 +11,15 @@ import fcntl
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from ka2l_ray.errors import RunLockedError, RunMismatchError
 from ka2l_ray.schema import SCHEMA_VERSION
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60.0
 ARTEFACT_FILE = "_artefact.json"
+KEY_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ class StageDirectory:
         found = _committed(storage, last)
         if found is not None:
             return _unchanged(found, inputs)
-        if storage.names(last) and not _partial(storage, last):
+        if storage.names(last) and not _ours(storage, last):
             raise RunMismatchError(f"{self.out}: the directory is not empty and not written by ka2l; give another --out")
-        with _directory_lock(storage, f".{last}.lock", self.out):
+        with _directory_lock(storage, f".{last}.lock", self.out, lasting=False):
             return _build(storage, last, inputs, build)
 
 
@@ -189,7 +191,12 @@ def _build(storage: Storage, name: str, inputs: dict[str, Any], build: Build) ->
     key = content_key(inputs)
     work = _work_directory(storage, name, key)
     started = time.perf_counter()
-    facts = build(work)
+    try:
+        facts = build(work)
+    except BaseException:
+        if work.files() == ["_key"]:  # nothing to go on with
+            work.delete("")
+        raise
     seconds = round(time.perf_counter() - started, 3)
     artefact = Artefact(name, key, inputs, facts, seconds, socket.gethostname(), storage.url(name))
     work.delete("_scratch")
@@ -225,8 +232,13 @@ def _artefact(entry: dict[str, Any], where: str) -> Artefact:
         ) from None
 
 
-def _partial(storage: Storage, name: str) -> bool:
-    return storage.exists(f"{name}/_key")
+def _ours(storage: Storage, name: str) -> bool:
+    """Whether ka2l made the directory: it holds a key, and is whole, or named by that key; an object store names none."""
+    if not storage.exists(f"{name}/_key"):
+        return False
+    key = storage.read_bytes(f"{name}/_key", end=KEY_DIGITS + 1).decode(errors="replace")
+    named = not storage.local or name.endswith(f".partial-{key}") or storage.exists(f"{name}/{ARTEFACT_FILE}")
+    return named and re.fullmatch(f"[0-9a-f]{{{KEY_DIGITS}}}", key) is not None
 
 
 def _work_directory(storage: Storage, name: str, key: str) -> Storage:
@@ -239,12 +251,12 @@ def _work_directory(storage: Storage, name: str, key: str) -> Storage:
     wanted = f"{last}.partial-{key}" if storage.local else last
     for other in storage.names(parent):
         if other == last or other.startswith(f"{last}.partial-"):
-            marker = f"{prefix}{other}/_key"
-            if not storage.exists(marker) and storage.names(prefix + other):
+            ours = _ours(storage, prefix + other)
+            if not ours and storage.names(prefix + other):
                 raise RunMismatchError(
                     f"{storage.url(prefix + other)}: not made by ka2l; give another output directory, or move it"
                 )
-            if not storage.exists(marker) or storage.read_bytes(marker) != key.encode():
+            if not ours or storage.read_bytes(f"{prefix}{other}/_key") != key.encode():
                 storage.delete(prefix + other)
     work = storage.at(prefix + wanted)
     work.write_bytes("_key", key.encode())
@@ -264,25 +276,42 @@ def _split_storage(url: str) -> tuple[Storage, str]:
 
 
 @contextmanager
-def _directory_lock(storage: Storage, name: str, shown: str) -> Iterator[None]:
+def _directory_lock(storage: Storage, name: str, shown: str, *, lasting: bool = True) -> Iterator[None]:
+    """Args: lasting: a local lock's file stays when the lock is given back."""
     me = f"process {os.getpid()} on {socket.gethostname()}"
-    with _file_lock(storage, name, shown, me) if storage.local else _lease(storage, name, shown, me):
+    with _file_lock(storage, name, shown, me, lasting) if storage.local else _lease(storage, name, shown, me):
         yield
 
 
 @contextmanager
-def _file_lock(storage: Storage, name: str, shown: str, me: str) -> Iterator[None]:
+def _file_lock(storage: Storage, name: str, shown: str, me: str, lasting: bool) -> Iterator[None]:
     path = Path(storage.path(name))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _locked(shown, path.read_text()) from None
+    with _locked_file(path, shown) as file:
         file.truncate(0)
         file.write(me)
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if not lasting:
+                path.unlink(missing_ok=True)  # held to the end: whoever opened it meanwhile sees that it is gone
+
+
+def _locked_file(path: Path, shown: str) -> TextIO:
+    """``path``, locked, and still the file of that name: its last holder may have deleted it in between."""
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                raise _locked(shown, file.read()) from None
+        with suppress(FileNotFoundError):
+            if os.path.samefile(path, file.fileno()):
+                return file
+        file.close()
 
 
 @contextmanager

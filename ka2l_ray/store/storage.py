@@ -44,6 +44,10 @@ class Storage:
             return []
         return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in self.filesystem.ls(self.path(name), detail=False))
 
+    def files(self) -> list[str]:
+        """Paths of all files below, sorted."""
+        return sorted(path.removeprefix(self.root).lstrip("/") for path in self.filesystem.find(self.root))
+
     def read_bytes(self, name: str, end: int | None = None) -> bytes:
         """The file, or its first ``end`` bytes."""
         return bytes(self.filesystem.cat_file(self.path(name), end=end))

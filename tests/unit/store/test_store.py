@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import fsspec
 import pyarrow as pa
@@ -21,7 +23,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 import ka2l_ray
 import ka2l_ray.store.artefacts
-from ka2l_ray.errors import RunLockedError, RunMismatchError
+from ka2l_ray.errors import RunLockedError, RunMismatchError, UserError
 from ka2l_ray.schema import SCHEMA_VERSION
 from ka2l_ray.store.artefacts import (
     LEASE_SECONDS,
@@ -154,6 +156,44 @@ def test_a_build_that_fails_commits_nothing(root: str) -> None:
     assert store.computed == []
 
 
+def refuses(work: Storage) -> dict[str, int]:
+    work.filesystem.makedirs(work.path("_scratch/clusters"), exist_ok=True)
+    raise UserError("samples.jsonl:1: no generations")
+
+
+def test_a_build_that_wrote_nothing_leaves_nothing(root: str) -> None:
+    with pytest.raises(UserError):
+        RunStore(root).compute(NAME, INPUTS, refuses)
+    with pytest.raises(UserError):
+        StageDirectory(f"{root}/out").compute("samples", INPUTS, refuses)
+    assert names_below(root) == []
+
+
+def test_a_stage_directory_leaves_no_lock(root: str) -> None:
+    StageDirectory(f"{root}/out").compute("samples", INPUTS, build_table)
+    with pytest.raises(RuntimeError):
+        StageDirectory(f"{root}/half").compute("samples", INPUTS, dies_half_way)
+    assert not any(name.endswith(".lock") for name in names_below(root))
+
+
+def test_a_lock_whose_file_its_last_holder_deleted_is_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opened before it was deleted and locked after that, it would keep nobody else out."""
+    lock, flock = tmp_path / ".out.lock", fcntl.flock
+
+    def late(file: TextIO, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        lock.unlink()
+        flock(file, how)
+
+    def second(work: Storage) -> dict[str, int]:
+        with pytest.raises(RunLockedError):
+            StageDirectory(str(tmp_path / "out")).compute("samples", OTHER, never)
+        return build_table(work)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    StageDirectory(str(tmp_path / "out")).compute("samples", INPUTS, second)
+
+
 def test_what_a_failed_build_finished_is_there_when_the_same_key_goes_on(root: str) -> None:
     with pytest.raises(RuntimeError):
         RunStore(root).compute(NAME, INPUTS, dies_half_way)
@@ -282,6 +322,23 @@ def test_a_stage_directory_with_foreign_files_is_refused_and_left_alone(root: st
     with pytest.raises(RunMismatchError, match=r"out: the directory is not empty and not written by ka2l; give another --out"):
         StageDirectory(f"{root}/out").compute("samples", INPUTS, never)
     assert names_below(f"{root}/out") == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("key", [b"my notes", b"0123456789abcdef", b""])
+def test_a_directory_with_a_key_that_is_not_ours_is_refused_and_left_alone(key: bytes, tmp_path: Path) -> None:
+    for name in ("out", "out.partial-mine", f"{NAME}.partial-mine"):
+        Storage(tmp_path / "theirs").write_bytes(f"{name}/_key", key)
+        Storage(tmp_path / "theirs").write_bytes(f"{name}/thesis.tex", b"years of work")
+    before = names_below(str(tmp_path / "theirs"))
+    with pytest.raises(RunMismatchError, match=r"out: the directory is not empty and not written by ka2l"):
+        StageDirectory(str(tmp_path / "theirs" / "out")).compute("samples", INPUTS, never)
+    Path(tmp_path / "theirs" / "out").rename(tmp_path / "theirs" / "in")
+    with pytest.raises(RunMismatchError, match=r"out.partial-mine: not made by ka2l"):
+        StageDirectory(str(tmp_path / "theirs" / "out")).compute("samples", INPUTS, never)
+    with pytest.raises(RunMismatchError, match=r"samples.partial-mine: not made by ka2l"):
+        RunStore(str(tmp_path / "theirs")).compute(NAME, INPUTS, never)
+    Path(tmp_path / "theirs" / "in").rename(tmp_path / "theirs" / "out")
+    assert names_below(str(tmp_path / "theirs")) == before
 
 
 def test_an_empty_directory_serves_as_a_stage_directory(tmp_path: Path) -> None:
