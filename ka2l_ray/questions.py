@@ -39,9 +39,20 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             except (ValueError, RecursionError) as error:
                 what = "brackets nested too deep" if isinstance(error, RecursionError) else "a number of too many digits"
                 raise UserError(f"{path}:{number}: JSON that cannot be read ({what}); fix or remove the line") from None
+            if b"\\u" in line and not _encodes(row):
+                raise UserError(f"{path}:{number}: half a character (\\ud800 to \\udfff) in a text; fix or remove it")
             if not isinstance(row, dict):
                 raise UserError(f"{path}:{number}: a row must be a JSON object, this is a {type(row).__name__}")
             yield f"{path}:{number}", row
+
+
+def _encodes(value: Any) -> bool:
+    """Whether all texts of a JSON value can be written: an escape may name a surrogate, which is no character."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

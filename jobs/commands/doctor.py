@@ -90,7 +90,9 @@ def _configuration(path: str, config: RunConfig) -> str:
 
 
 def _prompt(config: RunConfig) -> str:
-    first = next(iter(QuestionReader(config.pool.questions, form=config.normalize, shown=config.prompt.options)))
+    first = next(iter(QuestionReader(config.pool.questions, form=config.normalize, shown=config.prompt.options)), None)
+    if first is None:
+        raise UserError(f"{config.pool.questions}: no questions in this file")
     return str(view_prompt(load_prompter(config.model, config.prompt), first["question"]))
 
 

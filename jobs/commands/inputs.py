@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from ka2l_ray import schema
@@ -247,24 +247,28 @@ def _answered(
 ) -> dict[str, Any]:
     if group is not None and row.get(group) is None:
         raise UserError(f"{place}: the row has no '{group}'; give a column that every row has")
-    greedy = row.get("greedy")
+    greedy = _text(place, row, "greedy")
     wrong: bool | None = None
     if correct is not None:
         if not isinstance(row.get(correct), bool | None):
             raise UserError(f"{place}: '{correct}' must be true or false, this is {row[correct]!r}")
         wrong = None if row.get(correct) is None else not row[correct]
     sampled = _sampled(place, row)
-    drawn, last = row.get("token_logprobs"), row.get("greedy_token_ids")
-    if drawn is not None and (len(drawn) != len(sampled["generations"]) or not np.isfinite([x for t in drawn for x in t]).all()):
+    drawn, last, logprob = row.get("token_logprobs"), row.get("greedy_token_ids"), _number(place, row, "greedy_logprob")
+    if drawn is not None and not (
+        isinstance(drawn, list) and len(drawn) == len(sampled["generations"]) and all(_are_numbers(tokens) for tokens in drawn)
+    ):
         raise UserError(f"{place}: 'token_logprobs' must hold finite numbers, a list for each of 'generations'")
+    if not isinstance(last, list | None):
+        raise UserError(f"{place}: 'greedy_token_ids' must be a list of token ids, this is {last!r:.60}")
     return {
         **sampled,
         "greedy": greedy,
-        "answers": answers if correct is None and isinstance(greedy, str) else None,
+        "answers": answers if correct is None and greedy is not None else None,
         "wrong": wrong,
         "no_exact_match": None,
         "log_likelihoods": [sum(t) / max(1, len(t)) for t in drawn] if drawn else None,
-        "greedy_log_likelihood": row["greedy_logprob"] / len(last) if last and row.get("greedy_logprob") is not None else None,
+        "greedy_log_likelihood": logprob / len(last) if last and logprob is not None else None,
         "group": str(row[group]) if group else "all",
     }
 
@@ -276,25 +280,45 @@ def _annotated(place: str, row: dict[str, Any], form: Form, shown: Shown) -> dic
     if found["options"] and shown == "show":
         question = with_options(question, found["options"])
     target = found["target"] or training_target(found["answers"])
-    return {"question": question, "target": target, "answers": found["answers"], "source": row.get("source") or "column"}
+    source = _text(place, row, "source") or "column"
+    return {"question": question, "target": target, "answers": found["answers"], "source": source}
 
 
 def _scored(place: str, row: dict[str, Any]) -> dict[str, Any]:
     names = ("p_unknown", "next_token_entropy", "option_entropy", "semantic_entropy", "combined")
     columns = {name: _number(place, row, name) for name in names}
-    return {"question": str(row.get("question") or ""), **columns, "error": row.get("error")}
+    _check_probability(place, "p_unknown", columns["p_unknown"])
+    return {"question": str(row.get("question") or ""), **columns, "error": _text(place, row, "error")}
 
 
 def _chances(place: str, row: dict[str, Any]) -> dict[str, Any]:
     columns = {name: _number(place, row, name) for name in ("p_unknown", "p_true")}
     for name, value in columns.items():
-        if value is not None and not 0 <= value <= 1:
-            raise UserError(f"{place}: '{name}' must be a probability, this is {value!r}")
+        _check_probability(place, name, value)
     return {**columns, "option_entropy": _number(place, row, "option_entropy")}
+
+
+def _check_probability(place: str, name: str, value: float | None) -> None:
+    if value is not None and not 0 <= value <= 1:
+        raise UserError(f"{place}: '{name}' must be a probability, this is {value!r}")
 
 
 def _number(place: str, row: dict[str, Any], name: str) -> float | None:
     value = row.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise UserError(f"{place}: '{name}' must be a number, this is {value!r}")
+    if value is not None and not _are_numbers([value]):
+        raise UserError(f"{place}: '{name}' must be a finite number, this is {value!r:.60}")
+    return value
+
+
+def _are_numbers(values: Any) -> bool:
+    """Whether it is a list of finite numbers."""
+    return isinstance(values, list) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max for value in values
+    )
+
+
+def _text(place: str, row: dict[str, Any], name: str) -> str | None:
+    value = row.get(name)
+    if not isinstance(value, str | None):
+        raise UserError(f"{place}: '{name}' must be a text, this is {value!r:.60}")
     return value

@@ -13,10 +13,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import typer
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from ka2l_ray.errors import UserError
 from ka2l_ray.extraction import Extract
@@ -30,6 +32,28 @@ DRAWN, PAIRS, PAGE, RESULT, JUDGED = "drawn.json", "pairs.csv", "page.html", "re
 COLUMNS = ("id", "question", "a", "b", "same")
 WORDS = {"yes": True, "y": True, "1": True, "true": True, "same": True}
 WORDS |= {"no": False, "n": False, "0": False, "false": False, "different": False}
+
+
+class _Pair(TypedDict):
+    id: str
+    question: str
+    a: str
+    b: str
+    stratum: Literal["merged", "merged, borderline", "separated", "separated, borderline"]
+
+
+class _Drawn(TypedDict):
+    """What ``drawn.json`` holds."""
+
+    entropy: str
+    artefact: str
+    seed: int
+    asked: int
+    population: dict[str, int]
+    pairs: list[_Pair]
+
+
+_DRAWN = TypeAdapter(_Drawn)
 
 
 def draw(run: str, *, pairs: int, seed: int) -> str:
@@ -46,8 +70,13 @@ def draw(run: str, *, pairs: int, seed: int) -> str:
     answers = {row["question_id"]: row for row in _rows(samples.storage, ["question_id", "question", "generations"])}
     reading = _reading(entropy)
     for row in _rows(entropy.storage, ["question_id", "cluster_ids", "declines"]):
-        asked = answers.pop(row["question_id"])
-        said = asked["generations"] or []
+        asked = answers.pop(row["question_id"], None)
+        said = (asked["generations"] if asked else None) or []
+        if asked is None or not len(row["declines"]) == len(row["cluster_ids"]) <= len(said):
+            raise UserError(
+                f"{samples.url}: question '{row['question_id']}' has not the answers that {entropy.url} clustered; "
+                "delete both, and let the run make them again"
+            )
         drawing.add(row["question_id"], answer_pairs(asked["question"], said, row["cluster_ids"], row["declines"], reading))
     drawn = drawing.drawn()
     if not drawn:
@@ -204,12 +233,19 @@ def _rows(storage: Storage, columns: list[str]) -> Iterator[dict[str, Any]]:
         yield from storage.read_table(file, columns=columns).to_pylist()
 
 
-def _read_drawn(run: str) -> dict[str, Any]:
+def _read_drawn(run: str) -> _Drawn:
     storage = Storage(run).at("judge_check")
     if not storage.exists(DRAWN):
         raise UserError(f"{run}: no pairs were drawn; ka2l judge-check {run} draws them")
-    found: dict[str, Any] = json.loads(storage.read_bytes(DRAWN))
-    return found
+    try:
+        return _DRAWN.validate_json(storage.read_bytes(DRAWN))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        raise UserError(
+            f"{storage.url(DRAWN)}: damaged ({place + ': ' if place else ''}{fault['msg']}); "
+            "restore it, or move the directory away and draw again"
+        ) from None
 
 
 def _table(pairs: list[dict[str, Any]]) -> str:

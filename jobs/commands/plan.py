@@ -71,6 +71,8 @@ def plan(config: RunConfig) -> Plan:
         check_held_out(list(tests.values()), questions(), form)
     else:
         deque(questions(), maxlen=0)
+    if not pool:
+        raise UserError(f"{config.pool.questions}: no questions in this file")
     check_budget(config, pool)
     check_columns(config, pool, with_options)
     check_answers(config, pool, answered)

@@ -15,6 +15,7 @@ from transformers.utils import cached_file
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.batching import enough_tokens
 from ka2l_ray.semantics.texts import EncoderKind, Texts, load_encoder, load_encoder_config
+from ka2l_ray.world import bundled_path
 
 SENTENCE_ENCODER = EncoderKind("sentence encoder", AutoModel, unused=("pooler",))  # pooled here, from the last states
 
@@ -32,7 +33,7 @@ class SentenceEncoder:
         self.model = load_encoder(path, SENTENCE_ENCODER, trust_remote_code)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.eval().to(self.device)
-        self.first_token = _pools_first_token(path)
+        self.first_token = _pools_first_token(bundled_path(path))
         self.batch_tokens = batch_tokens
 
     @torch.inference_mode()

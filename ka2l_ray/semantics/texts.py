@@ -51,7 +51,9 @@ class Texts:
     """Tokenises for one model, in padded batches of similar length. What is too long loses its beginning: the answer is last."""
 
     def __init__(self, path: str, config: PretrainedConfig, trust_remote_code: bool = False) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, truncation_side="left")
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            bundled_path(path), trust_remote_code=trust_remote_code, truncation_side="left"
+        )
         # RoBERTa keeps two positions.
         self.max_length = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512) - 2)
 

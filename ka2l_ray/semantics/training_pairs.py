@@ -99,9 +99,13 @@ def judged_pairs(path: str, out: Held) -> Iterator[TrainingPair]:
         question, a, b, label = (row.get(name) for name in ("question", "a", "b", "label"))
         if not (isinstance(a, str) and isinstance(b, str)) or not isinstance(label, str | int) or label not in LABELS:
             raise UserError(f"{place}: a pair has the texts 'a' and 'b' and a 'label': 1 where they mean the same, else 0")
+        if not isinstance(question, str | None):
+            raise UserError(f"{place}: 'question' must be a text or null, this is {question!r:.60}")
+        gold = row.get("gold") or [a]
+        if not isinstance(gold, list) or not all(isinstance(answer, str) for answer in gold):
+            raise UserError(f"{place}: 'gold' must be a list of texts, all accepted answers; this is {gold!r:.60}")
         if question and question in out:
             continue
-        gold = row.get("gold") or [a]
         nearest = max(gold, key=lambda answer: likeness(answer, b))
         yield TrainingPair(question or "", nearest, b, LABELS[label], True, tuple(gold))
 

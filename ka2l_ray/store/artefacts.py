@@ -21,7 +21,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from ka2l_ray.errors import RunLockedError, RunMismatchError
+from pydantic import TypeAdapter, ValidationError
+
+from ka2l_ray.errors import RunLockedError, RunMismatchError, UserError
 from ka2l_ray.schema import SCHEMA_VERSION
 from ka2l_ray.store.storage import Storage, digest
 
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 LEASE_SECONDS = 60.0
 ARTEFACT_FILE = "_artefact.json"
 KEY_DIGITS = 16
+CURE_OF_A_MANIFEST = "restore it, or delete it: ka2l run takes up again what lies beside it"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Artefact:
     def storage(self) -> Storage:
         return Storage(self.url)
 
+
+_RECORD = TypeAdapter(Artefact)
 
 Build = Callable[[Storage], dict[str, Any]]
 
@@ -155,12 +160,15 @@ class RunStore:
     def _read_manifest(self) -> dict[str, Artefact]:
         if not self.storage.exists("manifest.json"):
             return {}
-        entries = json.loads(self.storage.read_bytes("manifest.json"))["artefacts"]
+        entries = _read_json(self.storage, "manifest.json").get("artefacts")
+        where = self.storage.url("manifest.json")
+        if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+            raise UserError(f"{where}: damaged (no artefacts in it); {CURE_OF_A_MANIFEST}")
         manifest: dict[str, Artefact] = {}
         for name, entry in entries.items():
             if entry.get("reused_from") is None:  # the run directory may have been moved
                 entry["url"] = self.storage.url(name)
-            manifest[name] = _artefact(entry, self.storage.url(name))
+            manifest[name] = _artefact(entry, where)
         return manifest
 
     def _record(self, artefact: Artefact) -> None:
@@ -219,17 +227,38 @@ def _committed(storage: Storage, name: str) -> Artefact | None:
     marker = f"{name}/{ARTEFACT_FILE}" if name else ARTEFACT_FILE
     if not storage.exists(marker):
         return None
-    return _artefact({**json.loads(storage.read_bytes(marker)), "url": storage.url(name)}, storage.url(name))
+    return _artefact({**_read_json(storage, marker), "url": storage.url(name)}, storage.url(marker))
+
+
+def _read_json(storage: Storage, name: str) -> dict[str, Any]:
+    """A JSON object that ka2l_ray wrote.
+
+    Raises:
+        UserError: it is none.
+    """
+    cure = CURE_OF_A_MANIFEST if name == "manifest.json" else "delete its directory, and it is made again"
+    try:
+        found = json.loads(storage.read_bytes(name))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise UserError(f"{storage.url(name)}: damaged ({error}); {cure}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{storage.url(name)}: damaged (not a JSON object); {cure}")
+    return found
 
 
 def _artefact(entry: dict[str, Any], where: str) -> Artefact:
     try:
-        return Artefact(**entry)
+        Artefact(**entry)
+        return _RECORD.validate_python(entry)
     except TypeError:
         raise RunMismatchError(
             f"{where}: recorded by another version of ka2l_ray, in other words than this one's; "
             "read it with that version, or give another directory"
         ) from None
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(str(part) for part in fault["loc"])
+        raise UserError(f"{where}: damaged ({place}: {fault['msg']}); restore it, or delete it and what it names") from None
 
 
 def _ours(storage: Storage, name: str) -> bool:

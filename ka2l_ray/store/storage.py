@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from ka2l_ray.errors import UserError
+
 
 class Storage:
     """One directory. Paths given to its methods are relative to it and use ``/``."""
@@ -89,7 +91,13 @@ class Storage:
         tables = []
         for file in files:
             with self.filesystem.open(self.path(file), "rb") as source:
-                tables.append(pq.read_table(source, columns=columns))
+                try:
+                    tables.append(pq.read_table(source, columns=columns))
+                except (pa.ArrowInvalid, OSError) as error:
+                    reason = str(error).splitlines()[0]
+                    raise UserError(
+                        f"{self.url(file)}: not a whole Parquet file ({reason}); restore it, or make it again"
+                    ) from None
         return tables
 
     def read_schema(self, name: str) -> pa.Schema:

@@ -79,6 +79,14 @@ def test_an_empty_pool(small_run: dict[str, Any], tmp_path: Path) -> None:
     assert not list(Path(small_run["output"]).glob("pool*/*.parquet"))
 
 
+def test_an_empty_pool_in_the_plan_and_to_the_doctor(small_run: dict[str, Any], tmp_path: Path) -> None:
+    small_run["pool"] = {"questions": write_lines(tmp_path / "pool.jsonl", []), "probing_size": 8}
+    config = write_config(small_run, tmp_path)
+    assert "pool.jsonl: no questions in this file" in refused("run", config, "--dry-run")
+    said = CliRunner().invoke(app, ["doctor", config]).output
+    assert f"failed  prompt: {tmp_path}/pool.jsonl: no questions in this file" in said
+
+
 def test_a_budget_beyond_the_pool(small_run: dict[str, Any], tmp_path: Path) -> None:
     line = run_with(GOOD, small_run, tmp_path, selection__budget=13)
     assert "selection.budget is 13" in line

@@ -142,6 +142,14 @@ def test_an_id_that_stands_twice_is_named(tmp_path: Path) -> None:
     assert fault(path) == f"{path}:4: id 'b' stands in an earlier row; ids must be unique"
 
 
+@pytest.mark.parametrize("line", [r'{"id": "a", "question": "Who \ud800?"}', r'{"id": "a", "x": [{"\uDFFF": 1}]}'])
+def test_half_a_character_is_named_by_file_and_line(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"id": "0", "question": "Who? \\ud83d\\ude00"}\n' + line)
+    with pytest.raises(UserError, match=r"q.jsonl:2: half a character"):
+        list(read_rows(path))
+
+
 def test_faults_of_parquet_rows_name_the_row(tmp_path: Path) -> None:
     path = tmp_path / "pool.parquet"
     pq.write_table(pa.table({"id": ["a", "b", "c"], "question": ["A?", "B?", None]}), path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,42 @@ def test_labels_of_one_kind_are_told_of_by_group(tmp_path: Path, caplog: pytest.
     assert caplog.messages == [
         "small: all 2 labelled answers are wrong, and so p(wrong) is 1 for every question, whatever its score; label others"
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"greedy": 5}, "'greedy' must be a text, this is 5"),
+        ({"token_logprobs": [-0.1, -0.2]}, "'token_logprobs' must hold finite numbers"),
+        ({"token_logprobs": 3}, "'token_logprobs' must hold finite numbers"),
+        ({"token_logprobs": [[-0.1], [None]]}, "'token_logprobs' must hold finite numbers"),
+        ({"token_logprobs": [[-0.1], ["x"]]}, "'token_logprobs' must hold finite numbers"),
+        ({"greedy_logprob": "x"}, "'greedy_logprob' must be a finite number, this is 'x'"),
+        ({"greedy_logprob": math.nan, "greedy_token_ids": [1]}, "'greedy_logprob' must be a finite number, this is nan"),
+        ({"greedy_logprob": 10**400}, "'greedy_logprob' must be a finite number"),
+        ({"greedy_token_ids": 7}, "'greedy_token_ids' must be a list of token ids, this is 7"),
+    ],
+)
+def test_rows_to_be_evaluated_are_refused_by_file_and_line(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = file_of([ROW | {"id": "good"}, ROW | changes], tmp_path)
+    with pytest.raises(UserError, match=re.escape(f"rows.jsonl:2: {words}")):
+        Inputs(str(tmp_path / "inputs")).answered(path, correct="right", answers=None, group=None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "words"),
+    [
+        ("scores", {"error": 5}, "'error' must be a text, this is 5"),
+        ("scores", {"p_unknown": 1.5}, "'p_unknown' must be a probability, this is 1.5"),
+        ("scores", {"p_unknown": math.nan}, "'p_unknown' must be a finite number, this is nan"),
+        ("scores", {"next_token_entropy": math.inf}, "'next_token_entropy' must be a finite number, this is inf"),
+        ("chances", {"option_entropy": math.nan}, "'option_entropy' must be a finite number, this is nan"),
+        ("annotations", {"question": "Who?", "target": "Ann", "source": 5}, "'source' must be a text, this is 5"),
+    ],
+)
+def test_rows_to_be_chosen_from_and_trained_on_are_refused_by_file_and_line(
+    kind: str, row: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    path = file_of([{"id": "good", "question": "Who?", "answers": ["Ann"], "p_unknown": 0.5}, {"id": "a"} | row], tmp_path)
+    with pytest.raises(UserError, match=re.escape(f"rows.jsonl:2: {words}")):
+        getattr(Inputs(str(tmp_path / "inputs")), kind)(path)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -269,6 +272,64 @@ def test_what_cannot_be_drawn_or_checked_is_refused(tmp_path: Path) -> None:
     manifest["artefacts"]["rounds/000/entropy"]["key"] = "another"
     (tmp_path / "run/manifest.json").write_text(json.dumps(manifest))
     assert "were drawn from rounds/000/entropy as it was" in refused("judge-check", run, "--labels", "labels.csv")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda text: text[:-40], "damaged (Invalid JSON"),
+        (lambda text: "[]", "damaged (Input should be"),
+        (lambda text: text.replace('"stratum"', '"kind"'), "damaged (pairs.0.stratum: Field required)"),
+        (lambda text: text.replace('"stratum": "', '"stratum": "x'), "damaged (pairs.0.stratum: Input should be 'merged'"),
+        (lambda text: text.replace('"population": {', '"population": {"x": "x", '), "damaged (population.x: "),
+    ],
+)
+def test_a_damaged_draw_is_one_line(damage: Callable[[str], str], words: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", questions=8)
+    assert ka2l("judge-check", run).exit_code == 0
+    a_persons_word(run, tmp_path / "labels.csv")
+    drawn = tmp_path / "run/judge_check/drawn.json"
+    drawn.write_text(damage(drawn.read_text()))
+    for arguments in ((), ("--labels", str(tmp_path / "labels.csv"))):
+        line = refused("judge-check", run, *arguments)
+        assert f"drawn.json: {words}" in line
+
+
+def test_samples_that_are_damaged_or_not_those_that_were_clustered_are_one_line(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", questions=8)
+    samples = tmp_path / "run/rounds/000/samples/part-00000.parquet"
+    whole = samples.read_bytes()
+    samples.write_bytes(whole[:-30])
+    assert "part-00000.parquet: not a whole Parquet file" in refused("judge-check", run)
+    table = pq.read_table(io.BytesIO(whole))
+    pq.write_table(table.slice(1), samples)
+    assert "question 'q0' has not the answers that" in refused("judge-check", run)
+    few = pa.array([texts[:3] for texts in table["generations"].to_pylist()])
+    pq.write_table(table.set_column(table.column_names.index("generations"), "generations", few), samples)
+    assert "question 'q0' has not the answers that" in refused("judge-check", run)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "words"),
+    [
+        ("{", "manifest.json: damaged (Expecting"),
+        ("[]", "manifest.json: damaged (not a JSON object)"),
+        ("{}", "manifest.json: damaged (no artefacts in it)"),
+        ('{"artefacts": {"pool": 3}}', "manifest.json: damaged (no artefacts in it)"),
+        ('{"artefacts": {"pool": {"name": "pool"}}}', "recorded by another version of ka2l_ray"),
+        (None, "manifest.json: damaged (facts: Input should be"),
+    ],
+)
+def test_a_damaged_manifest_is_one_line(manifest: str | None, words: str, tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", questions=8)
+    path = tmp_path / "run/manifest.json"
+    if manifest is None:
+        document = json.loads(path.read_text())
+        document["artefacts"]["rounds/000/samples"]["facts"] = 3
+        manifest = json.dumps(document)
+    path.write_text(manifest)
+    for command in ("status", "report", "judge-check"):
+        assert words in refused(command, run)
 
 
 def test_a_judge_is_held_against_a_file_of_judged_pairs(tmp_path: Path) -> None:

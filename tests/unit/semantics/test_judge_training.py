@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
+from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.commands.cli import app
 from ka2l_ray.semantics.judge_training import best_threshold, of_the_best, split
 from ka2l_ray.semantics.judges.cross_encoder import THRESHOLD_KEY, CrossEncoderJudge
@@ -48,6 +49,21 @@ def test_no_measured_question_stands_in_training_however_it_is_written(tmp_path:
     assert [(pair.question, pair.same) for pair in found] == [("Who wrote Hamlet?", True), ("", True), ("", False)]
     asked = [{"question": rows[0]["question"], "answers": ["Austin"]}, {"question": "Who wrote Hamlet?", "answers": ["S"]}]
     assert [each.question for each in pool(write(tmp_path / "pool.jsonl", asked), out)] == ["Who wrote Hamlet?"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"question": 3}, "'question' must be a text or null, this is 3"),
+        ({"gold": 3}, "'gold' must be a list of texts"),
+        ({"gold": "Paris"}, "'gold' must be a list of texts"),
+        ({"gold": [1, 2]}, "'gold' must be a list of texts"),
+    ],
+)
+def test_a_malformed_pair_is_refused_by_file_and_line(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    row = {"question": "Where?", "a": "Paris", "b": "Rome", "label": 0}
+    with pytest.raises(UserError, match=f"p.jsonl:2: {words}"):
+        list(judged_pairs(write(tmp_path / "p.jsonl", [row, row | changes]), Held()))
 
 
 def test_an_answer_is_held_against_the_accepted_one_most_like_it(tmp_path: Path) -> None:

@@ -347,6 +347,11 @@ def test_embeddings_are_pooled_as_the_encoder_says(pooling: dict[str, Any] | Non
     assert cut.truncated
 
 
+def test_a_bundled_model_is_found_by_every_judge_that_names_one() -> None:
+    judge = make_judge(EntropyConfig(judge="embedding", encoder="bundled:student"))
+    assert [v.label for v in judge.verdicts([QUESTION] * 2, [("carpenter", "carpenter"), ("x", "x")])] == [2, 2]
+
+
 def test_what_is_too_long_for_an_encoder_loses_its_beginning(tmp_path: Path) -> None:
     encoder = SentenceEncoder(tiny_encoder(tmp_path / "encoder", None))
     (a, b), truncated = encoder.encode(["Who was it? " * 80 + "physician", "Who was it? " * 80 + "lawyer"])
