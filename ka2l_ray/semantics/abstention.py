@@ -2,12 +2,14 @@
 
 An answer is read clause by clause. It abstains where a pattern finds a clause that declines, and no clause beside it answers all
 the same: "I'm not sure, but I think it is Paris" answers. Quotations and titles within it, such as "I Don't Know How to Love
-Him", are names. To deny what was asked ("There is no such film") is to answer.
+Him", are names. To deny what was asked ("There is no such film"), and to choose an option ("(C) Not enough information"), is to
+answer.
 
 Of a question's answers, a meaning declines where half of its answers do, and the question goes without an answer where silence
 and abstention together are no fewer than the answers of any one meaning.
 """
 
+# ruff: noqa: RUF001 (letters of other alphabets look like ours)
 from __future__ import annotations
 
 import re
@@ -15,6 +17,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import zip_longest
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,43 +32,194 @@ def _set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-_TELL = _any("say tell know determine provide answer identify give find verify locate confirm pinpoint specify ascertain")
-_ABLE = _any("found recall remember access sure certain aware familiar able see assist help comment predict guess")
+_WORD = r"[\w'%-]+"
+"""Of a sentence that declines: "up-to-date" and "100%" too."""
+_TELL = _any(
+    "say tell know determine provide answer identify give find verify locate confirm pinpoint specify ascertain state name list"
+    " infer deduce conclude calculate compute estimate judge assess discern decide establish respond supply share reveal disclose"
+)
+_ABLE = _any(
+    "found recall remember heard access sure certain aware familiar able see assist help comment predict guess speculate"
+    " generate perform"
+)
 _TOLD = _any(
     "available known provided specified mentioned stated disclosed documented confirmed found listed detailed recorded determined"
     " identified verified supplied established answered accessible calculated given announced named"
 )
 _FACTS = _any("information info data details? context answer sources? documentation")
-_MEANS = _any("access knowledge idea clue ability memory record")
+_MEANS = _any("access knowledge idea clue abilit(?:y|ies) capabilit(?:y|ies) memory record")
 _INCLUDE = _any("specify provide mention include contain lead say state match")
-_NOT = r"(?:(?: \w+)? (?:do|did|can|ca|could|would|am|are|was|were|have)(?: not|n't|nt)|'m not|'re not|(?: \w+)? cannot|'ve not)"
+_AUXILIARY = _any("do did can ca could would will wo am are was were have")
+_NOT = rf"(?:(?: \w+)? {_AUXILIARY}(?: not|n't|nt)|'(?:m|re|ve|ll|d) not|(?: \w+)? cannot)"
 _IS = _any("is are was were")
 _IS_NOT = rf"(?:{_IS}(?: not|n't)|ha(?:s|ve)(?: not|n't) been)"
 _SOUGHT = _any("confirmed verified identified determined referenced checked researched retrieved obtained consulted found")
 _DOES_NOT = r"(?:do|does|did)(?: not|n't)"
 _ABOUT = _any(
     "is are was were about on of to for regarding available provided found here that in at given exists? concerning confirming"
+    " such"
 )
 _FROM = _any("in with from based at by here within without as because due")
 _OPENLY = _any("explicitly specifically directly clearly publicly officially readily widely definitively reliably")
 _UNKNOWN = _any("unknown unclear uncertain undisclosed unavailable unspecified undocumented")
+_ATTRIBUTE = _any(
+    "age year date day month time name title author artist composer identity origin cause location birthplace birth death number"
+    " birthdate population height length weight size value price score result status winner"
+)
+_HARD = _any("impossible difficult hard")
+
+TONGUES = {
+    "German": (
+        r"^(?:(?:das |es )?weiss ich|ich weiss)(?: \w+){0,2} nichts?\b|^(?:ich habe |da habe ich )?(?:\w+ )?keine ahnung\b"
+        r"|^(?:ich habe|es gibt|mir liegen|dazu liegen mir)(?: \w+){0,4} keine(?: \w+)? (?:information|angabe|daten|kenntnis)"
+        r"|^(?:ich|das|es|diese frage) kann(?: \w+){0,6} (?:nicht|keine)(?: \w+){0,3}"
+        r" (?:beantwort|sagen|find|bestimm|angeben|geben|antwort|ermitte)|^ich (?:kenne|bin mir)(?: \w+){0,4} nicht\b",
+        "unbekannt|nicht bekannt|unklar|weiss nicht|keine angaben?",
+    ),
+    "French": (
+        r"^(?:je|nous) (?:n'en |ne |n')?(?:\w+ )?(?:sais|savons|connais|trouve|dispose)(?: \w+)? (?:pas|rien)\b|^j'ignore\b"
+        r"|^je (?:n'ai|ne dispose)(?: \w+)? (?:aucune?|pas)(?: \w+)?(?: d'| de l'| )(?:id[ée]e|information|acc[èe]s|connaissance)"
+        r"|^je ne (?:peux|puis|pourrais|suis)(?: \w+)? pas\b.{0,40}?"
+        r" (?:r[ée]pondre|dire|trouver|d[ée]terminer|fournir|donner|s[ûu]re?)\b"
+        r"|^(?:il est )?impossible (?:de|à)(?: \w+)? (?:r[ée]pondre|dire|d[ée]terminer|savoir)\b"
+        r"|^(?:aucune|pas d'|il n'y a pas (?:assez )?d') ?(?:id[ée]e|information)",
+        "inconnue?s?|non (?:connu|sp[ée]cifi[ée]|disponible)e?|ind[ée]termin[ée]e?|je sais pas|on ne sait pas",
+    ),
+    "Spanish": (
+        r"^(?:yo )?no (?:lo )?sé\b|^(?:lo )?desconozco\b|^ni idea\b|^no (?:conozco|encuentro|encontré|recuerdo|estoy segur[oa])\b"
+        r"|^no (?:tengo|dispongo de|cuento con|hay)(?: \w+){0,3} (?:informaci[óo]n|datos|idea|acceso|conocimiento)"
+        r"|^no (?:puedo|podr[íi]a|pude|es posible)(?: \w+){0,3}"
+        r" (?:responder|contestar|decir|encontrar|determinar|dar|proporcionar)",
+        "desconocid[oa]s?|se desconoce|no se sabe|indeterminad[oa]|no disponible|no especificad[oa]|sin informaci[óo]n",
+    ),
+    "Portuguese": (
+        r"^(?:eu )?não (?:o )?sei\b|^desconheço\b|^(?:eu )?não (?:encontrei|conheço|me lembro|lembro|faço ideia|consegui)\b"
+        r"|^(?:eu )?não (?:tenho|possuo|disponho de|há)(?: \w+){0,3} (?:informaç|dados|ideia|acesso|conhecimento|certeza)"
+        r"|^(?:eu )?não (?:posso|consigo|é possível)(?: \w+){0,3} (?:responder|dizer|encontrar|determinar|dar|fornecer|informar)",
+        "desconhecid[oa]s?|não se sabe|indeterminad[oa]|não disponível|não informad[oa]|sem ideia|sem informaç(?:ão|ões)",
+    ),
+    "Italian": (
+        r"^(?:io )?non (?:lo |ne )?so\b|^non (?:conosco|ricordo|sono (?:sicur[oa]|certo|certa))\b|^nessuna idea\b"
+        r"|^non (?:ne )?(?:ho|dispongo di|ci sono)(?: \w+){0,3} (?:idea|informazion|dati|accesso|conoscenz)"
+        r"|^non (?:posso|riesco a|sono in grado di)(?: \w+){0,2} (?:rispond|dir|trovar|determinar|fornir|dare)",
+        "sconosciut[oaie]|ignot[oaie]|non si sa|non not[oa]|non disponibile|indeterminat[oa]|boh",
+    ),
+    "Dutch": (
+        r"^(?:(?:dat |het )?weet ik|ik weet|ik ken)(?: \w+){0,3} niet\b"
+        r"|^(?:ik heb |er is )?(?:\w+ )?geen (?:idee|informatie|gegevens)\b"
+        r"|^(?:ik|dat|deze vraag) kan(?: \w+){0,6} (?:niet|geen)(?: \w+){0,3}"
+        r" (?:beantwoord|zeggen|vinden|geven|bepalen|antwoord)",
+        "onbekend|niet bekend|onduidelijk|weet niet",
+    ),
+    "Swedish": (
+        r"^(?:(?:det )?vet jag|jag vet|jag känner)(?: \w+){0,2} (?:inte|ej)\b"
+        r"|^(?:jag har |det finns )?ingen (?:\w+ )?(?:aning|information)"
+        r"|^(?:jag|det) kan(?: \w+){0,3} (?:inte|ej)(?: \w+){0,3} (?:svara|säga|hitta|ange|avgöra|besvara)",
+        "okän(?:d|t|da)|inte känt|oklart|vet (?:inte|ej)",
+    ),
+    "Polish": (
+        r"^(?:ja )?(?:tego )?nie (?:wiem|znam|pamiętam|znalazł[ae]m|jestem pew(?:ien|na))\b"
+        r"|^(?:nie ma|brak)(?: \w+)? (?:informacji|danych)"
+        r"|^nie mam(?: \w+){0,3} (?:pojęcia|informacji|danych|dostępu|wiedzy)"
+        r"|^nie (?:mogę|potrafię|umiem|jestem w stanie)(?: \w+){0,4}"
+        r" (?:odpowiedzieć|powiedzieć|znaleźć|określić|podać|udzielić|ustalić)",
+        "nieznan[yae]|nie wiadomo|nieokreślon[yae]",
+    ),
+    "Turkish": (
+        r"\b(?:bilmiyor(?:um|uz)|bilemiyorum|hatırlamıyorum|bulamadım|emin değilim"
+        r"|(?:cevaplaya|yanıtlaya|söyleye|vere)m(?:[ea]m|iyorum|ıyorum))$"
+        r"|\b(?:bilgi|bilgim|bilgiye erişimim|fikrim)(?: \w+)? (?:yok|yoktur|bulunmuyor|bulunmamaktadır|mevcut değil)$",
+        "bilinmiyor|bilinmemektedir|bilinmeyen|belirsiz",
+    ),
+    "Russian": (
+        r"^(?:я )?(?:\w+ )?не (?:знаю|помню|уверена?)\b|^(?:я )?понятия не имею\b|^мне (?:\w+ )?не ?известно\b"
+        r"|^(?:у меня )?(?:нет|недостаточно)(?: \w+){0,3} (?:информации|данных|сведений|доступа|ответа)\b"
+        r"|^(?:я )?не (?:могу|смогу|смогла?|удалось)(?: \w+){0,4}"
+        r" (?:ответить|сказать|найти|определить|предоставить|назвать|дать)\b",
+        "неизвестн(?:о|а|ы|ый|ая|ое)|не известно|неясно|без понятия",
+    ),
+    "Chinese": (
+        "不知道(?!的)|不清楚|不(?:太)?(?:确定|確定)|不了解|不晓得|不曉得|(?:查|找)不到|未找到|没听说过|沒聽說過|不记得|不記得"
+        "|(?:无法|無法|不能)(?:直接|准确|準確|给出|給出|确切|確切)*(?:确定|確定|回答|提供|核实|得知|判断|判斷|查到|找到|确认|確認|答案|告诉|告訴)"
+        "|(?:没|沒)有(?:关于|關於)?.{0,20}?(?:信息|资料|資料|数据|資訊|數據|答案)",
+        "未知|不明|不详|不詳|未详|未詳|不得而知",
+    ),
+    "Japanese": (
+        "(?:わか|分か)り(?:ません|かねます)|(?:わか|分か)ら(?:ない|ん)(?!い)|知りません|存じません|知らない(?:です|よ)?$|不明です"
+        "|(?:答|回答|お答え).{0,4}?(?:でき|られ)ません|情報(?:が|は|を).{0,8}?(?:ありません|いません|できません)|見つかりません",
+        "不明|未詳|知らん|わかんない",
+    ),
+    "Korean": (
+        "모르겠|모릅니다|몰라요|모른다|알 수 (?:가 )?없|알지 못|찾을 수 없|확인할 수 없|답(?:변|을|변을)? ?(?:할|드릴) 수 없"
+        "|정보(?:가|는|를)? ?(?:없|부족|찾을 수 없|가지고 있지 않|제공할 수 없)",
+        "미상|불명|모름|몰라|불확실|알려지지 않음",
+    ),
+    "Arabic": (
+        r"^(?:أنا )?لا (?:أعرف|أعلم|أدري|أتذكر)\b|^ليست? (?:لدي|عندي)(?: \w+){0,2} (?:معلومات|فكرة|إجابة|علم)"
+        r"|^(?:أنا )?لا (?:أستطيع|يمكنني|يمكن)(?: \w+)? (?:الإجابة|الرد|تحديد|القول|العثور|تقديم|معرفة)"
+        r"|^لا (?:أملك|توجد|تتوفر|يوجد)(?: \w+){0,2} معلومات",
+        "مجهولة?|غير (?:معروفة?|محددة?|متوفرة?|متاحة?)",
+    ),
+    "Hindi": (
+        "^मुझे .{0,60}?(?:नहीं (?:पता|मालूम)|(?:पता|मालूम|जानकारी|याद) नहीं)|^मैं .{0,60}?नहीं (?:जानता|जानती|जानते|.{2,8} सक)"
+        "|^(?:मेरे पास |इस बारे में ).{0,60}?(?:जानकारी|सूचना|उत्तर|जवाब|डेटा) .{0,6}?नहीं",
+        "अज्ञात|पता नहीं|मालूम नहीं|नहीं पता|ज्ञात नहीं",
+    ),
+    "Vietnamese": (
+        r"^(?:(?:tôi|mình|em|chúng tôi) (?:\w+ )?)?(?:không|chưa|chẳng) (?:biết|rõ|chắc|nhớ|tìm thấy(?: \w+)? thông tin"
+        r"|có(?: \w+){0,2} (?:thông tin|dữ liệu|câu trả lời)|thể(?: \w+){0,2} (?:trả lời|xác định|cung cấp|tìm|cho biết|nói))\b",
+        "không xác định|chưa xác định",
+    ),
+    "Indonesian": (
+        r"^(?:(?:saya|aku|kami) (?:\w+ )?)?(?:tidak|tak|belum) (?:tahu|mengetahui|yakin|ingat"
+        r"|(?:ada|punya|memiliki)(?: \w+){0,2} (?:informasi|data|akses)"
+        r"|(?:dapat|bisa|mampu)(?: \w+)? (?:menjawab|menemukan|memberi|menentukan|mengatakan|memastikan|dipastikan"
+        r"|ditentukan))",
+        "(?:tidak|belum) (?:diketahui|jelas|tersedia)|entahlah|tak diketahui",
+    ),
+    "Thai": (
+        "ไม่ทราบ|ไม่รู้(?!จัก)|ไม่แน่ใจ|ไม่(?:มี|พบ)(?:ข้อมูล|คำตอบ)|ไม่สามารถ(?:ตอบ|ระบุ|ให้|บอก|ค้นหา|หา|ยืนยัน)",
+        "ไม่ปรากฏ|ไม่ระบุ",
+    ),
+}
+"""In other tongues: what a clause that declines opens with, or has in it where verbs come last or words are not parted; and what
+declines where it is the whole clause."""
+
+
+def _in_tongue(tongue: tuple[str, str]) -> str:
+    """One pattern of the two, in the characters that answers are folded to."""
+    return unicodedata.normalize("NFKC", f"{tongue[0]}|^(?:{tongue[1]})$")
+
+
+COUNSEL = (
+    rf"^(?:this|that|it|the)\b.{{0,200}} (?:needs? to|should|must) be (?:\w+ly )?(?:{_SOUGHT}|looked up)(?! by\b)",
+    r"^(?:you (?:will |would |may |might )?(?:need|have) to|you (?:should|can|could|may)|please) "
+    r"(?:search|consult|refer|check|specify|provide|research|conduct|look|find (?:this|that) information)\b",
+)
+"""What sends the asker elsewhere: no answer, save where the question asks for advice."""
 
 PATTERNS = (
     # I do not know, cannot find or tell, lack what it would take.
-    rf"^(?:i|we){_NOT}(?: \w+){{0,3}} (?:{_TELL}|{_ABLE})\b",
-    rf"^(?:i|we){_NOT} (?:have|possess)(?: \w+){{0,4}} (?:{_FACTS}|{_MEANS})\b",
-    r"^(?:i|we)(?:'ve| have) never heard of\b",
+    rf"^(?:i|we){_NOT}(?: {_WORD}){{0,3}} (?:{_TELL}|{_ABLE})\b",
+    rf"^(?:i|we){_NOT} (?:have|possess)(?: {_WORD}){{0,5}} (?:{_FACTS}|{_MEANS})\b",
+    r"^(?:i|we)(?:'ve| have) never heard of\b|^i dunno\b",
+    rf"^(?:i|we)(?:'d| would| must)?(?: \w+)? (?:refuse to|decline to|prefer not to|rather not|have to decline to) {_TELL}\b",
     r"^(?:i|we)(?:'m| am|'re| are| was| were)?(?: \w+)? (?:unable|unaware|unfamiliar|unsure|uncertain)\b",
     rf"^(?:i|we)(?:(?: \w+)? have|'ve) (?:\w+ly )?(?:no|little|not enough|insufficient) (?:\w+ )?(?:{_FACTS}|{_MEANS})\b",
-    rf"^(?:i|we)(?: \w+)? lack (?:\w+ ){{0,3}}{_FACTS}\b",
-    rf"^(?:i|we) (?:would )?(?:need|require) (?:more|further|additional) (?:\w+ )?{_FACTS}\b",
+    rf"^(?:i|we)(?: \w+)? lack (?:{_WORD} ){{0,3}}(?:{_FACTS}|{_MEANS})\b",
+    rf"^(?:i|we)(?:'d| would| will)? (?:need|require) (?:more|further|additional|specific) (?:{_WORD} )?{_FACTS}\b",
+    r"^(?:i|we)(?:'d| would) (?:first )?need to know\b",
+    r"\b(?:outside|beyond)(?: of)? (?:my|our) (?:\w+ ){0,2}(?:knowledge|expertise|training|scope|abilit|capabilit)",
     r"^(?:don't|dont|do not|can't|cannot|can not|couldn't|could not|not able to|not possible to|impossible to|unable to|hard to"
     rf"|difficult to) (?:\w+ly )?{_TELL}\b",
     # Nothing is there to tell from.
     rf"\b{_FACTS}\b.{{0,200}}? (?:{_IS_NOT}|{_IS} un)(?: ?\w+){{0,2}} ?{_TOLD}\b",
     rf"\b{_FACTS}\b.{{0,120}}? (?:insufficient|missing|{_DOES_NOT} {_INCLUDE})\b",
-    rf"\b(?:text|passage|question|context)\b.{{0,60}}? {_DOES_NOT} {_INCLUDE}\b",
-    rf"(?:\b(?:no|not enough|insufficient|lacks|lack of)|n't enough)(?: \w+){{0,3}} {_FACTS}(?<!source)(?<!sources)"
+    rf"\b(?:text|passage|question|context)\b.{{0,60}}? {_DOES_NOT} {_INCLUDE}\b|^it {_DOES_NOT} {_INCLUDE} (?:\w+ )?{_FACTS}\b",
+    r"^(?:the|this|your) (?:question|query|prompt)(?: itself)? (?:is|seems|appears)(?: to be)? (?:\w+ly |too )?"
+    r"(?:incomplete|not (?:complete|clear|specific|answerable)|unanswerable|unclear|ambiguous|vague|missing)\b",
+    rf"\bmak(?:es|ing) it (?:\w+ly )?(?:{_HARD}|not possible)(?: for me)? to (?:\w+ly )?{_TELL}\b",
+    rf"(?:\b(?:(?<!or )no|not enough|insufficient|lacks|lack of)|n't enough)(?: \w+){{0,3}} {_FACTS}(?<!source)(?<!sources)"
     rf"(?:$| {_ABOUT}\b)",
     rf"\b(?:{_FACTS}|research|verification) (?:is |are )?(?:needed|required)\b|\brequires (?:\w+ )?(?:research|verification)\b",
     r"\b(?:insufficient|not enough|no (?:clear|sufficient)) evidence\b",
@@ -79,23 +234,17 @@ PATTERNS = (
     rf"\b{_IS_NOT} {_OPENLY} {_TOLD}\b",
     r"\bnot (?:\w+ly )?(?:mentioned|given|stated) in (?:the |this )?(?:question|provided|given|available|text|context|passage)\b",
     rf"^(?:\w+ ){{0,2}}(?:not (?:\w+ly )?{_TOLD}|unavailable)(?:$| {_FROM}\b)",
-    rf"\b(?:needs? to|should|must) be (?:\w+ly )?(?:{_SOUGHT}|looked up)\b",
+    rf"^(?:unsure|{_UNKNOWN}) {_FROM}\b|^(?:{_WORD} ){{0,3}}{_ATTRIBUTE}(?: of [\w' ]{{1,40}}?)? {_UNKNOWN}(?:$| {_FROM}\b)",
     r"\b(?:will|would) be (?:provided|given|inserted)\b(?! to)",
     rf"^there(?: is|'s) no way (?:to|of) (?:{_TELL}|knowing|telling)\b",
-    r"\bit(?: is|'s) (?:not (?:possible|clear|known)|impossible|difficult|hard|unclear|unknown)"
+    rf"\bit(?: is|'s) (?:not (?:\w+ly )?(?:possible|clear|known|specified|stated|mentioned)|{_HARD}|unclear|unknown)"
     rf"(?:$| (?:for me )?to (?:\w+ly )?{_TELL}\b| (?:who|what|when|where|which|how|whether|if)\b)",
     rf"\b(?:{_IS}|remains?) (?:\w+ly |still )?{_UNKNOWN}(?:$| to me\b| {_FROM}\b)",
-    r"^(?:you (?:will |would |may |might )?(?:need|have) to|you (?:should|can|could|may)|please) "
-    r"(?:search|consult|refer|check|specify|provide|research|conduct|look|find (?:this|that) information)\b",
     r"^(?:the answer is )?(?:unknown|not known|unsure|not sure|no idea|no clue|no answer|n/a|unanswerable|undetermined|idk|dunno"
     r"|not applicable|unclear|uncertain|cannot answer|can't answer)$",
     r"^(?:nobody|no one|no-one)(?: \w+)? knows(?: for (?:sure|certain))?$",
-    # The same in other tongues.
-    r"不知道|不清楚|不确定|不確定|不太清楚|无法(?:确定|回答|提供|核实)|無法(?:確定|回答|提供)|没有(?:相关|足够的)?信息",
-    r"わかりません|分かりません|わからない|分からない|知りません|不明です|모르겠|알 수 없|모릅니다",
-    r"^(?:je ne sais pas|j'ignore|je ne connais pas|no (?:lo )?sé|desconozco|no tengo información|(?:eu )?não sei|non (?:lo )?so"
-    r"|(?:das )?weiss ich (?:leider )?nicht|ich weiss (?:es |das )?(?:leider )?nicht|keine ahnung"
-    r"|(?:dat )?weet ik niet|ik weet het niet|jag vet inte|nie wiem|bilmiyorum|(?:я )?не знаю|لا أعرف|لا أعلم|मुझे नहीं पता)(?!\w)",
+    *COUNSEL,
+    *map(_in_tongue, TONGUES.values()),
 )
 """What ``default`` stands for in ``entropy.abstention_patterns``: regular expressions, searched in each clause of an answer, its
 letters small, its quotes straight, without markup, apologies and what opens it ("Unfortunately,")."""
@@ -108,26 +257,40 @@ _ALONE = _set("city country state place location person team university college 
 _FILLING = _set("the a an of in at for your here if known full first last exact specific correct actual final local and s")
 _TAGGED = re.compile(r"^\W*[\[<{](?:final )?answer[\]>}]\s*:?\s*(?=\w)|</\w+>", re.IGNORECASE)
 
+# Of the same other tongues: what turns against an abstention, and what opens a guess.
+_OTHER_BUT = _any("aber mais pero mas ma maar men ale ama fakat но а लेकिन nhưng tapi tetapi")
+_OTHER_GUESS = (
+    r"(?:ich (?:glaube|denke|vermute)|vielleicht|wahrscheinlich|vermutlich|je (?:pense|crois)|peut-être|probablement|creo que"
+    r"|quizás?|tal vez|probablemente|acho que|talvez|provavelmente|credo|penso|forse|ik (?:denk|geloof)|misschien|waarschijnlijk"
+    r"|jag tror|kanske|chyba|może|myślę|sanırım|belki|наверное|возможно|может быть|я думаю|думаю|ربما|أعتقد|शायद|có lẽ|có thể"
+    r"|mungkin)(?!\w)|可能|也许|也許|大概|或许|或許|たぶん|おそらく|多分|아마|อาจ"
+)
 _GUESSES = re.compile(
-    r"^(?:i(?:'d| would)? (?:\w+ )?(?:think|believe|guess|suspect|assume|say)\b|my (?:best )?guess|perhaps|maybe|probably"
-    r"|possibly|likely|(?:around|about|roughly|approximately|circa) (?=\d)"
+    r"^(?:i(?:'d| would)? (?:\w+ )?(?:think|believe|guess|suspect|assume|say)\b|my (?:best )?guess|assuming|perhaps|maybe"
+    r"|probably|possibly|likely|(?:around|about|roughly|approximately|circa) (?=\d)"
     r"|(?:the )?(?:most likely|likely|best|probable|correct) )"
     r"|^(?:(?:some|most|many) )?(?:estimates|sources|reports|experts|scholars) (?:suggest|say|indicate|put|believe|estimate)\b"
-    r"|^(?!i\b|we\b|it\b).{1,60} (?:likely|probably)\b"
+    rf"|^(?!i\b|we\b|it\b).{{1,60}} (?:likely|probably)\b|^(?:(?:{_OTHER_BUT}) )?(?:{_OTHER_GUESS})"
 )
 _TELLS = re.compile(
     r"^it(?:'s|'d| is| was| has| occurred| happened| took| (?:could|might|may|would) (?:be|have))\b"
-    r"(?! (?:not|possible|important|best|always|worth|recommended|essential|advisable|crucial|common)\b)"
-    r"|^i(?: do| did)? (?:find|found|know|recall|remember) that (?:he|she|it|they)\b"
+    r"(?! (?:not|possible|important|helpful|useful|better|great|best|always|worth|recommended|essential|advisable|crucial"
+    r"|common)\b)|^i(?: do| did)? (?:find|found|know|recall|remember) that (?:he|she|it|they)\b|^yes\b|^no,"
 )
+"""What answers behind an abstention, whatever was asked."""
+_DENIES = re.compile(r"^there (?:is|are|was|were|has been|have been) (?:currently )?(?:no|never)\b")
 _KIND = re.compile(r"(?<=\bwhat )\w+|(?<=\bwhich )\w+")
 """What kind of thing was asked for: an answer puts the thing itself there."""
-_FOUND = r"i (?:do |did |can )?(?:find|found|know|recall|remember|tell|say)\b"
-_FOUND_THAT = re.compile(rf"^{_FOUND}(?: you)? that\b")
+_FOUND = r"i (?:do |did |can )?(?:only )?(?:find|found|know|recall|remember|tell|say|confirm)\b"
+_FOUND_THAT = re.compile(rf"^{_FOUND}(?: you)? that\b,? ?")
 _ASKS = re.compile(
     rf"^(?:could|can|would|do) you\b|^if (?!you are)|^(?:(?!{_FOUND})i|we)\b|^(?:please|you)\b"
     r"|^for (?:more|the most|further|the latest)\b|^it(?: is|'s) (?:recommended|best|advisable|important|always|possible)\b"
-    r"|^(?:there are|these|this)\b.* sources\b"
+    r"|^(?:there are|these|this)\b.* sources\b|^to (?:determine|know|find|answer|check|verify|get)\b"
+    r"|^(?:the|one|a) (?:\w+ )?way (?:to|of)\b"
+    r"|^.{1,200} (?:can|could|may|might|should) be (?:found|obtained|accessed|checked|verified|searched)\b.{0,80}"
+    r" (?:online|websites?|internet|sources|databases?|records|reports|search\w*)\b"
+    r"|^the answer to (?:this|the|your) question\b|^.{1,200} (?:vary|varies|depends?|change) (?:\w+ly )?(?:on|by|depending)\b"
 )
 """What speaks to the asker instead of answering."""
 _STOP_WORDS = _set(
@@ -139,6 +302,8 @@ RESTATED = 0.7
 """Share of the question's words that what stands behind an abstention says again, where it answers after all: what was found
 out about the subject instead does not (chosen on gen_simpleqa, where an LLM said which answers attempt one; 0.6 to 0.8 do as
 well)."""
+RESTATED_OF_A_NUMBER = 0.3
+"""The same where a number was asked for, and is told."""
 _WANTS_A_NUMBER = re.compile(
     r"^when\b|\bhow (?:many|much|old|tall|long|far|high|heavy|deep|large|fast)\b"
     r"|\b(?:what|which)(?: \w+,?){0,3} (?:year|date|day|month|age|number|population|percentage)\b"
@@ -147,36 +312,90 @@ _DISCLAIMS = re.compile(
     r"^(?:i|we)\b.*\b(?:real[- ]time|(?<!my )current|latest|up[- ]to[- ]date|recent|live|training|cut-?off|browse|internet|future"
     r"|(?:medical|legal|financial|professional) advice)\b"
 )
-"""What a language model says of itself, whatever is asked: it declines only where nothing stands behind it."""
+"""What a language model says of itself, whatever is asked: less that stands behind it will do for an answer."""
 _NUMBERS = re.compile(
     r"\d+|\b(?:january|february|march|april|may|june|july|august|september|october|november|december|spring|summer|autumn|winter"
-    r"|(?:mon|tues|wednes|thurs|fri|satur|sun)days?)\b"
+    r"|(?:mon|tues|wednes|thurs|fri|satur|sun)days?|zero|one(?! of)|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
+    r"|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ies)|hundreds?|thousands?"
+    r"|millions?|billions?)\b"
 )
 _OF_THE_ANSWER = re.compile(
     rf"^(?:i|we)\b|\b(?:exact|specific|precise|actual|{_FACTS}|sources|records|names?|identity|identities|{_UNKNOWN})\b"
+    r"|^it(?: is|'s) (?:not possible|impossible)\b"
 )
 """An abstention that may take back what stands before it: the speaker's own, or about what is known."""
 FEW = 4
 _DOUBT = re.compile(r"\b(?:verify|verified|confirm|confirmed|sure|certain|guarantee|more|further|additional)\b")
+_LACKING = re.compile(r" without .*")
+"""What it would take is no doubt about what was said."""
+_CONCLUDES = r"(?:so|thus|therefore|hence|consequently|accordingly|as such|as a result|for (?:this|that) reason|in conclusion)"
 _OPENING = re.compile(
-    r"^(?:(?:(?:i am|i'm|we are|we're|my) )?(?:very |really |so |deeply )?(?:sorry|apologies|apologize|apologise|afraid)\b"
-    r"(?: (?:but|that|for)\b)?|unfortunately|regrettably|sadly|honestly|however|but|though|although|still|that said"
-    r"|well|hmm+|oh|u[mh]+|note"
+    r"^(?:(?:(?:(?:i am|i'm|we are|we're|my) )?(?:very |really |so |deeply )?(?:sorry|apologies|apologize|apologise|afraid)\b"
+    r"(?: (?:but|that|for)\b)?|unfortunately|regrettably|sadly|honestly|however|but|and|though|although|still|that said"
+    rf"|{_CONCLUDES}|because|(?:since|as)(?= (?:i|we|it|the|there)\b)|currently"
+    r"|at (?:this time|present|the moment)|well|hmm+|oh|u[mh]+|note"
     r"|(?:(?:that's|that is) )?an? (?:good|great|interesting|difficult|hard|tough) (?:one|question)"
     r"|(?:good|great|interesting) question"
-    r"|(?:lo siento|désolée?|desculpe|mi dispiace|scusa|es tut mir leid|tut mir leid|leider|helaas|tyvärr|niestety|к сожалению"
-    r"|извините|простите|üzgünüm|maalesef|抱歉|对不起|對不起|すみません(?:が)?|申し訳ありません(?:が)?|죄송합니다(?:만)?|죄송하지만)(?!\w)"
-    r"|as an? (?:large )?(?:ai|language)\b[^,]*|(?:based on|according to|without|given|after) [^,]*(?=,)|to be honest"
-    r"|to my knowledge)\b[,:; ]*"
+    rf"|(?:{_OTHER_BUT}|lo siento|(?:je suis )?désolée?|desculpe|mi dispiace|scusa|es tut mir leid|tut mir leid|leider|helaas"
+    r"|tyvärr|niestety|przepraszam|к сожалению|извините|простите|üzgünüm|maalesef|抱歉|对不起|對不起|很遗憾"
+    r"|很遺憾|すみません(?:が)?|申し訳(?:ありません|ございません)(?:が)?|죄송합니다(?:만)?|죄송하지만|عذر[اً]+|آسف|للأسف|क्षमा करें"
+    r"|माफ.? कीजिए|xin lỗi|rất tiếc|(?:mohon )?maaf|sayangnya|ขออภัย|ขอโทษ)(?!\w)"
+    r"|as an? (?:large )?(?:ai|language)\b[^,]{0,80}?(?=,| i\b)|(?:based on|according to|without|given|after) [^,]{0,200}(?=,)"
+    r"|as of [^,]{1,60}(?=,)(?:, ?\d{4}(?=,))?|to (?:answer|give|provide|determine|find|know|calculate) [^,]{0,200}"
+    r"(?=, (?:i|we)\b)|yes or no(?: answer)?(?= *(?:[:./]|$))|to be honest|as far as i(?: am|'m)? (?:know|aware)"
+    r"|to (?:the best of )?my knowledge)(?!\w)[,:;.() 、،]*)+"
 )
+_CLOSING = re.compile(r",? (?:sorry|i'm sorry|i am sorry|apologies|though|unfortunately|honestly|at all)$")
 _CLAUSES = re.compile(
-    r"(?<!\b[a-z])(?<!\b(?:dr|mr|ms|st|jr|sr|no|vs|mt))(?<!\b(?:mrs|gen|col|rev))(?<!\bprof)[.!?]+(?:\s+|$)|[。\n]+|;"
-    r"| \((?=[^()]*\)?\W*$)|,? (?=(?:but|however|though|although)\b)"
+    r"(?<!\b[a-z])(?<!\b(?:dr|mr|ms|st|jr|sr|no|vs|mt))(?<!\b(?:mrs|gen|col|rev))(?<!\bprof)(?<![.!?])([.!?]++)(?:\s+|$)|[。\n]+|;"
+    r"| \((?=[^()]*+\)?\W{0,9}$)|,? (?=(?:but|however|though|although)\b)"
     r"|, (?=(?:maybe|perhaps|possibly|probably|around|about|roughly|approximately)\b)"
+    rf"|,? (?=(?:and|because|{_CONCLUDES},?) (?:(?:i|we)(?: \w+)? (?:can|do|am|have)|(?:i|we)'|you (?:can|may|should)"
+    rf"|it (?:is|can) ?(?:not|un|n't|{_HARD})))"
+    rf"|, (?={_CONCLUDES}\b|[^,.!?;\n]{{1,40}}\?(?:\s|$))|, (?=(?:{_OTHER_BUT})\b)|[,、،] ?(?=但|不过|不過|{_OTHER_GUESS})"
 )
-_CONTRAST = re.compile(r"^\W*(?:but|however|though|although|unfortunately)\b|^\W*(?:i|we)\b")
+_CONTRAST = re.compile(
+    rf"^\W*(?:but|however|though|although|unfortunately|without|{_CONCLUDES})\b|^\W*(?:(?:as|since|because) )?(?:i|we)\b"
+    rf"|^(?:{_OTHER_BUT})\b|^但|^不[过過]|^\W*it(?: is|'s) (?:not possible|impossible)\b"
+)
+_ASIDE = re.compile(r", (?:whose|which|where|who) (?:(?!question|passage|context|information|provided)[^,])*(?=,|$)")
+"""What a relative clause adds about the answer: "Dark matter, whose nature is unknown"."""
+_OPTION = re.compile(
+    r"^\W*(?:(?:the )?(?:(?:correct|final|best) )?answer(?: is)?:? |option )?(?:\([a-h]\)|[a-h][.)]|[b-h]:)(?=[\s*]|$)"
+)
+"""The letter of an option, which is an answer, whatever the option says."""
+_ADVICE = re.compile(
+    r"\b(?:should|must|ought|(?:have|has|had|need|needs|supposed) to|how to|advice|advise|recommend\w*"
+    r"|(?:how|what) (?:can|could|do|would) (?:i|you|we|one|someone|people))\b"
+)
+"""Who asks this may be answered with what else declines."""
+_ITS = re.compile(r"^(?:its|his|her|their)(?: (?:exact|specific|precise|actual|true|real))? (\w+)")
+_ASKS_BACK = re.compile(
+    r"^(?:who|what|when|where|why|which|how|can|could|would|will|do|does|did|is|are|was|were|any|anything|please|sorry|right|okay|ok"
+    r"|really|you|have|next|if)\b"
+)
+_SPEAKER = re.compile(r"(?:i|we|you|if|it|please)\b")
+"""Of the speaker or to the asker."""
+_NO_THING = re.compile(r"(?:i|we|you|if|it|this|that|please|has|have|had|is|are|was|were|not|also)\b")
+"""What a few words that name an answer do not begin with."""
+_EDGES = " ,.:;!?()。、،¿¡"
 _TITLE = re.compile(r"\b(?:I|We|You|Nobody|Don't|Can't|Cannot|Couldn't) [A-Z][a-z][\w']*(?: [A-Z][\w']*)*")
 _QUOTED = re.compile(r'(?<=\S )"[^"]+"|"[^"]+"(?= \S)')
+
+
+class _Clause(NamedTuple):
+    """A folded clause of an answer, without what opens and closes it."""
+
+    text: str
+    contrasts: bool
+    """Whether it speaks of itself, or against what stands before it, or draws a conclusion."""
+    wonders: bool
+    """Whether it ends with a question mark."""
+
+    @property
+    def claim(self) -> str:
+        """What it says that was found ("I can tell you that ...")."""
+        return _FOUND_THAT.sub("", self.text)
 
 
 def abstains(answer: str, question: str = "", patterns: Sequence[str] = PATTERNS) -> bool:
@@ -186,42 +405,97 @@ def abstains(answer: str, question: str = "", patterns: Sequence[str] = PATTERNS
         question: what was asked, where it is known: what is told instead of a number that was asked for is no answer.
         patterns: regular expressions, see ``PATTERNS``.
     """
-    declines, asked = _compiled(tuple(patterns)), _folded(question)
-    abstained = answered = disclaimed = guessed = False
-    told = ""  # since it abstained
-    for clause, contrasts in _clauses(answer, question):
-        if any(pattern.search(clause) for pattern in declines):
-            disclaimed = not answered and _DISCLAIMS.search(clause) is not None
-            # Behind an answer, doubts ("though I cannot confirm it") and notes ("(the month is not known)") take nothing back.
-            takes_back = contrasts and not guessed and _OF_THE_ANSWER.search(clause) and not _DOUBT.search(clause)
-            abstained |= not answered or bool(takes_back)
+    asked = _asked(question)
+    idle = _OURS if _OPTION.match(_folded(answer)) else frozenset(COUNSEL if asked.wants_advice else ())
+    declines = _compiled(tuple(pattern for pattern in patterns if pattern not in idle))
+    abstained = answered = disclaimed = guessed = firm = False
+    said: set[str] = set()  # since it abstained
+    for clause in _clauses(answer, question):
+        if any(pattern.search(_ASIDE.sub("", clause.claim)) for pattern in declines):
+            disclaimed = not answered and _DISCLAIMS.search(clause.text) is not None
+            abstained |= not answered or (not guessed and _takes_back(clause, asked, firm))
             answered &= not abstained
         elif not abstained:
-            answered, guessed = True, guessed or _GUESSES.match(clause) is not None
+            answered, firm = True, firm or asked.is_met(clause.text)
+            guessed |= _GUESSES.match(clause.text) is not None
         else:
-            told = told if _ASKS.match(clause) else f"{told} {clause}"
-            if (disclaimed and told) or _answers_after_all(clause, told, asked, contrasts):
-                abstained, answered, told = False, True, ""
+            if not _ASKS.match(clause.claim):
+                said |= _stems(clause.claim)
+            if _answers_after_all(clause, said, asked, disclaimed):
+                abstained, answered, said = False, True, set()
     return abstained
 
 
-def _answers_after_all(clause: str, told: str, question: str, contrasts: bool) -> bool:
+class _Question:
+    """What was asked, folded, and what an answer to it has to hold."""
+
+    def __init__(self, text: str) -> None:
+        self.wants_advice = _ADVICE.search(text) is not None
+        self.wants_a_number = _WANTS_A_NUMBER.search(text) is not None
+        self.wants_a_time = text.startswith("when")
+        self.wants_a_word = re.search(r"\b(?:what|which)\b", text) is not None and not self.wants_a_number
+        self.words = _stems(text)
+        self.subject = _stems(_KIND.sub("", text))
+        self._numbers = set(_NUMBERS.findall(text))
+
+    def has_number(self, clause: str) -> bool:
+        """Whether a clause tells a number that the question does not."""
+        return not self._numbers.issuperset(_NUMBERS.findall(clause))
+
+    def is_met(self, clause: str) -> bool:
+        """Whether a clause denies, or tells what the question does not: a number where it asks for one."""
+        if not self.words or re.search(r"\b(?:not|no|never|none)\b|n't\b", clause):
+            return True
+        return self.has_number(clause) if self.wants_a_number else bool(_stems(clause) - self.words)
+
+
+@lru_cache(maxsize=64)
+def _asked(question: str) -> _Question:
+    """A question's answers come together: it is read once."""
+    return _Question(_folded(question))
+
+
+def _takes_back(clause: _Clause, asked: _Question, firm: bool) -> bool:
+    """Whether what declines behind an answer takes it back, as doubts ("though I cannot confirm it"), notes ("(the month is not
+    known)") and what was not asked for ("its exact origin is unknown") do not.
+
+    Args:
+        firm: whether the answer tells what the question does not, or a number where one was asked for.
+    """
+    if not firm and not _SPEAKER.match(clause.text):
+        return True
+    its = _ITS.match(clause.text)
+    if its and asked.wants_a_word and its[1][:5] not in asked.words:
+        return False
+    return bool(clause.contrasts and _OF_THE_ANSWER.search(clause.text) and not _DOUBT.search(_LACKING.sub("", clause.text)))
+
+
+def _answers_after_all(clause: _Clause, said: set[str], asked: _Question, disclaimed: bool) -> bool:
     """Whether an abstention is taken back: by a guess, or by what tells the thing that was asked for.
 
     Args:
-        told: what stands between the abstention and here, the clause included.
-        contrasts: the clause stands against what is before it; a few words that do are the answer ("but Paris").
+        said: stems of what stands between the abstention and here, the clause included.
+        disclaimed: whether the abstention is what a language model says of itself.
     """
-    if _GUESSES.match(clause) or (contrasts and len(clause.split()) <= FEW and not re.match(r"(?:i|we|you|if)\b", clause)):
+    text = clause.text
+    few = len(text.split()) <= FEW  # the answer ("but Paris"), or a guess ("Paris?")
+    if _GUESSES.match(text) or (few and clause.contrasts and not _NO_THING.match(text)):
         return True
-    if _WANTS_A_NUMBER.search(question) and not set(_NUMBERS.findall(clause)) - set(_NUMBERS.findall(question)):
+    if few and clause.wonders and not _ASKS_BACK.match(text):
+        return True
+    if asked.wants_a_number and not asked.has_number(text) and not (disclaimed and asked.wants_a_time):
         return False
-    if _TELLS.match(clause):
+    if _TELLS.match(text) or (disclaimed and _DENIES.match(clause.claim)):
         return True
-    asked, said = _stems(_KIND.sub("", question)), _stems(told)
-    if not asked:
-        return _FOUND_THAT.match(clause) is not None
-    return not _ASKS.match(clause) and len(asked & said) >= RESTATED * len(asked) and bool(_stems(clause) - asked)
+    if _ASKS.match(clause.claim):
+        return False
+    if not asked.subject:
+        return disclaimed or _FOUND_THAT.match(text) is not None
+    if disclaimed and asked.wants_a_number:
+        return True
+    share = RESTATED_OF_A_NUMBER if asked.wants_a_number else RESTATED
+    enough = 1 if disclaimed else share * len(asked.subject)
+    return len(asked.subject & said) >= enough and bool(_stems(clause.claim) - asked.subject)
 
 
 def _stems(text: str) -> set[str]:
@@ -254,19 +528,20 @@ def _folded(text: str) -> str:
     return _TITLE.sub("Title", _QUOTED.sub("Title", text)).casefold()
 
 
-def _clauses(answer: str, question: str) -> list[tuple[str, bool]]:
-    """Folded clauses of an answer that say something, and whether each speaks of itself or against what stands before it."""
+def _clauses(answer: str, question: str) -> list[_Clause]:
+    """Clauses of an answer that say something."""
     text = _TAGGED.sub(" ", answer)
     text = _folded(_BRACKETED.sub(lambda found: "unknown. " if _is_placeholder(found[1], question) else found[0], text))
     text = re.sub(r'["*_\[\]<>{}#]', "", text)
     text = re.sub(r"^\s*(?:(?:final )?answer|a)\s*:\s*", "", text)
+    text = re.sub(r" (?=n't\b)", "", text)  # "do n't", as some tokenizers part it
     clauses = []
-    for part in _CLAUSES.split(text):
-        clause, before = part.strip(" ,.:;!?()。"), None
-        while clause != before:
-            before, clause = clause, _OPENING.sub("", clause).strip(" ,.:;()")
+    parts = _CLAUSES.split(text)  # what is said and, after each, the marks that end it, or None
+    for part, marks in zip_longest(parts[::2], parts[1::2]):
+        clause = _OPENING.sub("", part.strip(_EDGES)).strip(_EDGES)
+        clause = _CLOSING.sub("", clause)
         if clause:
-            clauses.append((clause, bool(_CONTRAST.match(part))))
+            clauses.append(_Clause(clause, bool(_CONTRAST.match(part)), "?" in (marks or "")))
     return clauses
 
 
