@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -32,6 +33,7 @@ INPUTS = {"pool", "test", "answers", "near_duplicates"}  # artefacts that cost n
 
 def check_inputs(config: RunConfig) -> None:
     """Raise a UserError for what can be known to be wrong before Ray starts: no such file, no model, no strategy."""
+    check_output(config.output)
     check_is_model(config.model)
     load_prompter(config.model, config.prompt)
     check_engine(config.model, config.engine, config.sampling.k)
@@ -43,6 +45,15 @@ def check_inputs(config: RunConfig) -> None:
     for path in (config.pool.questions, *(held.path for held in config.pool.test_sets.values()), config.annotation.answers):
         if path is not None:
             input_key(path)
+
+
+def check_output(output: str) -> None:
+    """Raise a UserError where no directory of this name can be: it, or one above it, is a file."""
+    if "://" not in output:
+        path = Path(output).absolute()
+        there = next(place for place in (path, *path.parents) if place.exists())
+        if not there.is_dir():
+            raise UserError(f"output: {there} is a file, not a directory; give another output")
 
 
 def _check_judges(config: RunConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import re
@@ -17,6 +18,7 @@ from ka2l_ray.reading import Reading
 BUNDLED_STUDENT = "bundled:student"
 BUNDLED_JUDGE = "bundled:judge"
 MOST_TOKEN_LAYERS = 4
+ONE_EDIT = 0.85  # least ratio of difflib between "default" and what one slip makes of it
 
 # What ``apply_chat_template`` is called with by ourselves.
 RENDERING = {
@@ -27,7 +29,7 @@ RENDERING = {
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -355,6 +357,12 @@ class EntropyConfig(JudgeSettings):
         for pattern in patterns:
             if fault := _fault_of(pattern):
                 raise ValueError(f"'{pattern}' is not a regular expression ({fault})")
+            if re.search(pattern, ""):
+                raise ValueError(
+                    f"'{pattern}' finds the empty text, and so every answer would abstain; give one that asks for words"
+                )
+            if pattern != "default" and difflib.get_close_matches(pattern.strip().lower(), ["default"], cutoff=ONE_EDIT):
+                raise ValueError(f"'{pattern}' is nearly 'default', which stands for ka2l_ray's own patterns; write that")
         return patterns
 
     @model_validator(mode="after")
@@ -538,7 +546,7 @@ class StoppingConfig(Section):
 class RunConfig(Section):
     """A whole run."""
 
-    output: str = "runs/ka2l"
+    output: str = Field("runs/ka2l", min_length=1)
     """The run directory; on a cluster a path that all nodes share."""
     seed: int = 0
     """All randomness derives from it."""

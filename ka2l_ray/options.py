@@ -1,6 +1,7 @@
 """Multiple choice: a row's options, the right one, how they are shown to a model, and what then is a right answer.
 
-Options of the same text are one option under several letters: MedMCQA and CommonsenseQA have them, and are read all the same.
+Options of the same text are one option under several letters: MedMCQA (there is a row of nothing else) and CommonsenseQA have
+them, and are read all the same. Options that differ by case or punctuation alone are refused.
 """
 
 from __future__ import annotations
@@ -55,12 +56,21 @@ class Choice:
             return None
         return LETTERS[self.right] if shown == "show" else self.options[self.right]
 
+    def trains(self, target: str, answers: Sequence[str], form: Form) -> bool:
+        """Whether ``target`` says the right option, or one of ``answers``: by text, letter or line, in its normal form."""
+        if self.right is None:
+            return False
+        text = self.options[self.right]
+        lines = (_line(letter, text) for letter in self.right_letters)
+        said = (text, *self.right_letters, *lines, *answers)
+        return normalize_answer(target, form) in {normalize_answer(each, form) for each in said}
+
 
 def choice_of(place: str, row: dict[str, Any], answers: Sequence[str], form: Form) -> Choice | None:
     """The options of a row (``options`` or ``choices``), the right one by its ``label`` or by its ``answers``; None: it has none.
 
     Raises:
-        UserError: what is there is no list of 2 to 26 texts, no letter or index of one of them, or no answer among them.
+        UserError: what is there is no list of 2 to 26 texts, these all say the same, or none is what the label or an answer says.
     """
     column = next((name for name in COLUMNS if row.get(name) is not None), None)
     if column is None:
@@ -71,6 +81,8 @@ def choice_of(place: str, row: dict[str, Any], answers: Sequence[str], form: For
     options = tuple(text.strip() for text in texts)
     if not 2 <= len(options) <= len(LETTERS):
         raise UserError(f"{place}: '{column}' holds {len(options)} options; a question has 2 to {len(LETTERS)}")
+    if len({normalize_answer(text) for text in options}) == 1 < len(set(options)):
+        raise UserError(f"{place}: the '{column}' all say '{options[0]}'; give options that differ, or leave them out")
     right = _labelled(place, row.get("label"), options)
     said = {options[i] for i in _among(answers, options, form)}
     if right is None and len(said) == 1:

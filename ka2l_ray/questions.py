@@ -117,8 +117,8 @@ class QuestionReader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         ids: set[int] = set()
         seen: set[int] = set()
-        first_repeat = first_doubled = ""
-        doubled = 0
+        first_repeat = first_doubled = first_alike = ""
+        doubled = alike = 0
         for place, row in read_rows(self.path):
             question_id = row_id(place, row)
             if derive_seed(question_id) in ids:
@@ -134,6 +134,9 @@ class QuestionReader:
             if found["options"] and len(set(found["options"])) < len(found["options"]):
                 doubled += 1
                 first_doubled = first_doubled or place
+                if len(set(found["options"])) == 1:
+                    alike += 1
+                    first_alike = first_alike or place
             yield {"question_id": question_id, **found}
         if self.repeated:
             logger.warning(
@@ -142,6 +145,11 @@ class QuestionReader:
         if doubled:
             logger.warning(
                 "%s: %d rows hold the same option twice, which counts as one (first: %s)", self.path, doubled, first_doubled
+            )
+        if alike:
+            logger.warning(
+                "%s: %d rows hold one option only, and any letter answers them; leave them out (first: %s)",
+                *(self.path, alike, first_alike),
             )
 
     def _read(self, place: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -168,10 +176,13 @@ def labels_of(place: str, row: dict[str, Any], form: Form, shown: Shown) -> dict
     if not isinstance(target, str | None):
         raise UserError(f"{place}: 'target' must be a text, the answer to train on")
     target = target if target and target.strip() else None
-    answers = answers_of(place, row) or ([target] if target else None)
+    given = answers_of(place, row)
+    answers = given or ([target] if target else None)
     choice = choice_of(place, row, answers or [], form)
     if choice is None:
         return {"answers": answers, "target": target, "options": None, "label": None}
+    if target is not None and not choice.trains(target, given or [], form):
+        raise UserError(f"{place}: 'target' is {target!r:.80}, neither the right option nor an answer; leave it out, or give one")
     return {
         "answers": choice.accepted(answers or [], shown) or None,
         "target": target or choice.target(shown),

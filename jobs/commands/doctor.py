@@ -17,6 +17,7 @@ from ka2l_ray.config import RunConfig
 from ka2l_ray.config_files import load_config
 from ka2l_ray.errors import UserError
 from ka2l_ray.evaluation import meteor_stages
+from ka2l_ray.jobs.checks import check_output
 from ka2l_ray.jobs.commands.plan import plan, with_this_machines_gpus
 from ka2l_ray.models.prompt_view import view_prompt
 from ka2l_ray.models.prompts import load_prompter
@@ -99,11 +100,10 @@ def _prompt(config: RunConfig) -> str:
 def _output(config: RunConfig) -> str:
     if "://" in config.output:
         return config.output
+    check_output(config.output)
     parent = Path(config.output).absolute()
     while not parent.exists():
         parent = parent.parent
-    if not parent.is_dir():
-        raise UserError(f"{parent}: a file, not a directory; give another output")
     if not os.access(parent, os.W_OK):
         raise UserError(f"{config.output}: cannot be written")
     return f"{config.output}, {shutil.disk_usage(parent).free / 2**30:.0f} GiB free"

@@ -290,16 +290,16 @@ def test_a_configuration_that_was_refused_may_be_corrected(small_run: dict[str, 
     assert not (tmp_path / "run" / "pool").exists()
 
 
-@pytest.mark.parametrize("command", ["run", "demo", "doctor"])
-def test_an_output_that_is_a_file(command: str, small_run: dict[str, Any], tmp_path: Path) -> None:
-    small_run["output"] = write_lines(tmp_path / "taken", [])
+@pytest.mark.parametrize("below", ["", "/run"])
+def test_an_output_that_is_a_file(below: str, small_run: dict[str, Any], tmp_path: Path) -> None:
+    taken = write_lines(tmp_path / "taken", [])
+    small_run["output"] = taken + below
     config = write_config(small_run, tmp_path)
-    if command == "doctor":
-        result = CliRunner().invoke(app, ["doctor", config])
-        assert "taken: a file, not a directory; give another output" in result.output
-        return
-    arguments = {"run": ("run", config), "demo": ("demo", "--out", small_run["output"])}[command]
-    assert "taken: file exists; give another path" in refused(*arguments)
+    for dry in ((), ("--dry-run",)):
+        assert f"output: {taken} is a file, not a directory; give another output" in refused("run", config, *dry)
+    assert f"{taken} is a file, not a directory" in CliRunner().invoke(app, ["doctor", config]).output
+    words = "taken: file exists" if not below else "taken/run: not a directory"
+    assert f"{words}; give another path" in refused("demo", "--out", small_run["output"])
 
 
 def test_a_configuration_that_is_no_text_or_empty_or_a_directory(tmp_path: Path) -> None:

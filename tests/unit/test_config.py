@@ -72,6 +72,39 @@ def test_what_spares_answers_by_their_threshold_wants_a_rule_that_knows_it(key: 
     assert "entropy.rule" not in fault([f"{key}=true", "entropy.rule=ka2l", "seed=x"])
 
 
+@pytest.mark.parametrize("pattern", ["", "x*", "^", "(idk)?"])
+def test_a_pattern_that_finds_the_empty_text_is_refused(pattern: str) -> None:
+    wanted = f"entropy.abstention_patterns: '{pattern}' finds the empty text"
+    assert wanted in fault([f"entropy.abstention_patterns=[default, '{pattern}']"])
+
+
+@pytest.mark.parametrize("pattern", ["Default", "defaults", "defalt", "defualt", "defzult", " default"])
+def test_a_pattern_that_is_nearly_default_is_refused(pattern: str) -> None:
+    assert f"'{pattern}' is nearly 'default'" in fault([f"entropy.abstention_patterns=['{pattern}']"])
+    given = validate(LEAST | {"entropy": {"abstention_patterns": ["default", "de facto", "fault"]}})
+    assert given.entropy.abstention_patterns == ["default", "de facto", "fault"]
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan", "-.inf"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sampling.temperature",
+        "finetune.learning_rate",
+        "finetune.cpus",
+        "engine.gpus",
+        "engine.placement_timeout",
+        "probe.learning_rate",
+    ],
+)
+def test_numbers_are_finite(key: str, value: str) -> None:
+    assert key in fault([f"{key}={value}"])
+
+
+def test_an_output_has_a_name() -> None:
+    assert "output: String should have at least 1 character" in fault(["output="])
+
+
 def test_abstention_patterns_and_prompt_are_checked() -> None:
     assert "'(' is not a regular expression" in fault(["entropy.abstention_patterns=[default, '(']"])
     assert "set entropy.judge=llm" in fault(["entropy.abstention_prompt='{answer}?'"])

@@ -96,6 +96,15 @@ def test_a_text_that_is_another_options_letter_is_no_answer_where_letters_are() 
     assert Choice(bacteria.options, 0).accepted([], "show") == ["A", "E. coli", "A. E. coli"]  # no option has the letter E
 
 
+@pytest.mark.parametrize("options", [["Red!", "red"], ["the red", "RED", "red."]])
+def test_options_that_all_say_the_same_are_refused(options: list[str]) -> None:
+    assert fault({"options": options, "label": "A"}).startswith(f"f.jsonl:3: the 'options' all say '{options[0]}'")
+
+
+def test_options_of_signs_alone_differ() -> None:
+    assert read({"options": ["+", "-"], "label": "A"}).right == 0
+
+
 def test_options_of_one_text_are_one_option_under_two_letters() -> None:
     twice = read({"options": ["heart", "liver", "heart", "skin"], "answers": ["heart"]})
     assert twice.accepted([], "show") == ["A", "C", "heart", "A. heart", "C. heart"]

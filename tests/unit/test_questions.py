@@ -248,6 +248,11 @@ def test_an_option_that_stands_twice_is_said_and_counts_as_one(tmp_path: Path, c
     with caplog.at_level(logging.WARNING, "ka2l_ray"):
         assert [row["answers"][:2] for row in QuestionReader(path)] == [["A", "C"]]
     assert f"{path}: 1 rows hold the same option twice, which counts as one (first: {path}:1)" in caplog.text
+    assert "one option only" not in caplog.text
+    path = jsonl(tmp_path / "pool.jsonl", {"id": "a", "question": "A?", "options": ["heart", "heart"], "label": "B"})
+    with caplog.at_level(logging.WARNING, "ka2l_ray"):
+        assert [row["answers"][:2] for row in QuestionReader(path)] == [["A", "B"]]
+    assert f"{path}: 1 rows hold one option only, and any letter answers them; leave them out (first: {path}:1)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -270,6 +275,20 @@ def test_a_target_is_a_text_and_a_fact_an_id(tmp_path: Path, row: dict[str, Any]
     assert fault(jsonl(tmp_path / "pool.jsonl", {"id": "z", "question": "Z?", **row})).startswith(
         f"{tmp_path}/pool.jsonl:1: {message}"
     )
+
+
+CHOICE = {"id": "a", "question": "Who?", "options": ["Ann Lee", "Bob"], "label": "A"}
+
+
+@pytest.mark.parametrize("target", ["nobody", "B. Bob"])
+def test_a_target_beside_options_is_the_right_one_or_an_answer(target: str, tmp_path: Path) -> None:
+    row = CHOICE | {"target": target}
+    assert f"pool.jsonl:1: 'target' is '{target}', neither the right option nor an answer" in fault(
+        jsonl(tmp_path / "pool.jsonl", row)
+    )
+    for right in ("A", "Ann Lee", "ann lee!", "A. Ann Lee", "Ms Lee"):
+        path = jsonl(tmp_path / "pool.jsonl", CHOICE | {"target": right, "answers": ["Ann Lee", "Ms Lee"]})
+        assert [found["target"] for found in QuestionReader(path)] == [right]
 
 
 @pytest.mark.parametrize(
