@@ -334,7 +334,7 @@ class EntropyConfig(JudgeSettings):
     the label, it is never replayed."""
     abstention_patterns: list[str] = ["default"]
     """Regular expressions that find an answer's clause that declines to answer; ``default`` stands for those of
-    ``ka2l_ray.semantics.abstention``."""
+    ``ka2l_ray.semantics.abstention_patterns``."""
     abstention_prompt: str | None = None
     """Of judge ``llm``: asked of every answer that no pattern finds, with {question} and {answer} filled in; yes: it declines."""
     label_only: bool = False

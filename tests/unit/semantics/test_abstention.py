@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ka2l_ray.semantics.abstention import TONGUES, abstains, expanded, without_answer, without_answer_decided
+from ka2l_ray.semantics.abstention import abstains, expanded, without_answer, without_answer_decided
+from ka2l_ray.semantics.abstention_patterns import TONGUES
 from tests.unit.growth import grows_as_its_size
 
 MARKS = Path(__file__).with_name("abstention_marks.jsonl")
