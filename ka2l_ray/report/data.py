@@ -271,10 +271,7 @@ def _strategy(run: Run) -> str:
 
 def _stopped(run: Run) -> str | None:
     """The last ``stopped`` line of metrics.jsonl: a run that went on after an end has several."""
-    if not run.store.storage.exists("metrics.jsonl"):
-        return None
-    lines = [json.loads(line) for line in run.store.storage.read_bytes("metrics.jsonl").splitlines() if line.strip()]
-    reasons = [str(line["value"]) for line in lines if line["name"] == "stopped"]
+    reasons = [str(line["value"]) for line in run.store.metrics() if line["name"] == "stopped"]
     return reasons[-1] if reasons else None
 
 

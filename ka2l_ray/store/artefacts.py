@@ -146,6 +146,13 @@ class RunStore:
         line = {"time": round(time.time(), 3), "name": name, "value": value, **where}
         self.storage.append_line("metrics.jsonl", json.dumps(line))
 
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """Lines of ``metrics.jsonl``; what a kill or a full disk cut short is passed over."""
+        if self.storage.exists("metrics.jsonl"):
+            for line in self.storage.read_bytes("metrics.jsonl").splitlines():
+                with suppress(json.JSONDecodeError):
+                    yield json.loads(line)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run directory; the lock of a killed process is free at once (a lease of an object store: in a minute).

@@ -71,8 +71,10 @@ class Storage:
         _fsync_directory(target.parent)
 
     def append_line(self, name: str, line: str) -> None:
+        """Behind a line that was cut short, by a kill or a full disk, it begins on its own."""
+        torn = self.exists(name) and self.filesystem.cat_file(self.path(name), start=-1) not in (b"", b"\n")
         with self.filesystem.open(self.path(name), "ab") as file:
-            file.write(line.encode() + b"\n")
+            file.write(b"\n" * torn + line.encode() + b"\n")
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Parquet with zstd, written atomically."""

@@ -88,6 +88,13 @@ def test_lines_are_appended(storage: Storage) -> None:
     assert storage.read_bytes("metrics.jsonl").decode() == "one\nzwei ü\n"
 
 
+def test_a_line_behind_one_that_was_cut_short_begins_on_its_own(storage: Storage) -> None:
+    storage.write_bytes("metrics.jsonl", b"one\ntw")
+    storage.append_line("metrics.jsonl", "three")
+    storage.append_line("metrics.jsonl", "four")
+    assert storage.read_bytes("metrics.jsonl") == b"one\ntw\nthree\nfour\n"
+
+
 def test_at_and_url_lead_to_the_same_place(storage: Storage) -> None:
     storage.write_bytes("a/b", b"x")
     assert storage.at("a").read_bytes("b") == b"x"

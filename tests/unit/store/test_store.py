@@ -286,6 +286,19 @@ def test_metrics_are_appended_line_by_line(root: str) -> None:
     assert first["time"] <= second["time"]
 
 
+def test_a_line_of_metrics_that_was_cut_short_is_passed_over(root: str) -> None:
+    store = RunStore(root)
+    assert list(store.metrics()) == []
+    store.storage.write_bytes("metrics.jsonl", b"")
+    store.log_metric("first", 1)
+    whole = store.storage.read_bytes("metrics.jsonl")
+    for cut in (1, 20, len(whole) - 2):
+        store.storage.write_bytes("metrics.jsonl", whole + whole[:cut])
+        assert [line["name"] for line in store.metrics()] == ["first"]
+        store.log_metric("second", 2)
+        assert [line["name"] for line in store.metrics()] == ["first", "second"]
+
+
 def test_an_artefact_can_be_opened_where_its_url_says(root: str) -> None:
     artefact = RunStore(root).compute(NAME, INPUTS, build_table)
     assert Storage(artefact.url).read_table("").equals(TABLE)
