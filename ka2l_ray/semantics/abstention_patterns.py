@@ -1,4 +1,4 @@
-"""How answers decline, clause by clause: "I do not know", "there is no information", "unknown", in English and other languages."""
+"""How answers decline, clause by clause: "I do not know", "no information", "unknown"; in English and other languages."""
 
 # ruff: noqa: RUF001 (letters of other alphabets look like ours)
 from __future__ import annotations
