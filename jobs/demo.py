@@ -35,12 +35,19 @@ TEST_SET = "other_words"  # the pool's own facts, each in a phrasing that no tex
 
 
 def demo(out: str, seed: int, overrides: list[str]) -> None:
-    """Run both arms, write ``summary.json`` and ``report.html`` in ``out``, print the table."""
+    """Run both arms, write ``summary.json`` and ``report.html`` in ``out``, print the table.
+
+    Raises:
+        UserError: ``out`` holds other files, or a run was refused.
+    """
     target = Path(out)
     world = World()
     configs = {arm: _config(target, arm, seed, overrides) for arm in ARMS}
-    for split in ("pool", "test"):
-        _write_lines(target / f"{split}.jsonl", world.rows(split))
+    files = {f"{split}.jsonl": "".join(json.dumps(row) + "\n" for row in world.rows(split)) for split in ("pool", "test")}
+    check_directory(target, files)
+    target.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (target / name).write_text(text)
     started = time.perf_counter()
     with ray_session(None, drivers=len(ARMS)):
         run_side_by_side(configs, ray.get_runtime_context().gcs_address)
@@ -51,6 +58,15 @@ def demo(out: str, seed: int, overrides: list[str]) -> None:
     Console().print(_table(summary))
     typer.echo(f"summary: {target / 'summary.json'}")
     typer.echo(f"report: {report}")
+
+
+def check_directory(target: Path, files: dict[str, str]) -> None:
+    """Raise a UserError where the directory holds no demo, but something else than the ``files`` that one begins with."""
+    if not target.is_dir() or any((target / f"{arm}.yaml").is_file() for arm in ARMS):
+        return
+    for path in sorted(target.iterdir()):
+        if not path.is_file() or path.name not in files or path.read_bytes() != files[path.name].encode():
+            raise UserError(f"{target}: the directory holds no demo, but {path.name}; give another --out")
 
 
 def _config(target: Path, arm: str, seed: int, overrides: list[str]) -> RunConfig:
@@ -146,11 +162,6 @@ def _correct(store: RunStore, artefact: str) -> dict[str, bool]:
 
 def _mean(values: Any) -> float:
     return round(float(np.mean(list(values))), 4)
-
-
-def _write_lines(path: Path, rows: list[dict[str, object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _table(summary: dict[str, Any]) -> Table:

@@ -119,15 +119,29 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with its chat template: Mistral's own package, where it is installed, would come without one.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is not this model's.
     """
+    path = bundled_path(config.path)
     source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
-        found = AutoTokenizer.from_pretrained(bundled_path(config.path), mistral_format=False, **source)
+        found = AutoTokenizer.from_pretrained(path, mistral_format=False, **source)
+        settings = text_config(AutoConfig.from_pretrained(path, **source))
     except (OSError, ValueError, HFValidationError) as error:
         raise UserError(f"{config.path}: no tokenizer there ({str(error).splitlines()[0]}); give a complete model") from None
     tokenizer: PreTrainedTokenizerBase = found
+    check_tokenizer(tokenizer, settings, config.path)
     return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, shown: str) -> None:
+    """Raise a UserError where a tokenizer knows not half of its model's tokens: where its files are missing, transformers makes one
+    up out of a handful of special tokens, which reads every text as unknown."""
+    tokens, wanted = len(tokenizer), getattr(config, "vocab_size", None) or 0
+    if 2 * tokens < wanted:
+        raise UserError(
+            f"{shown}: the tokenizer has {tokens} tokens, the model {wanted}: its files (tokenizer.json, vocab.txt, a .model) are "
+            "missing or another model's; give a complete model"
+        )
 
 
 def model_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from ka2l_ray.errors import UserError
 from ka2l_ray.models.batching import batches_by_length
+from ka2l_ray.models.model_files import check_tokenizer
 from ka2l_ray.models.weights import check_headers, load_weights, refuse_gguf
 from ka2l_ray.world import bundled_path
 
@@ -27,7 +28,7 @@ def load_encoder_config(path: str, kind: EncoderKind, trust_remote_code: bool = 
     """The configuration of the model at ``path``; loads no weights, but looks at their headers.
 
     Raises:
-        UserError: there is no such model, or its weights are not whole.
+        UserError: there is no such model, or its weights or its tokenizer are not whole.
     """
     refuse_gguf(path, path)
     try:
@@ -35,7 +36,23 @@ def load_encoder_config(path: str, kind: EncoderKind, trust_remote_code: bool = 
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no {kind.name} there ({str(error).splitlines()[0]})") from None
     check_headers(kind.auto, bundled_path(path), path, unused=kind.unused, bins=True, trust_remote_code=trust_remote_code)
+    load_encoder_tokenizer(path, config, trust_remote_code)
     return config
+
+
+def load_encoder_tokenizer(path: str, config: PretrainedConfig, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of the model at ``path``; what it truncates loses its beginning.
+
+    Raises:
+        UserError: there is none, or it is not this model's.
+    """
+    source: dict[str, Any] = {"trust_remote_code": trust_remote_code, "truncation_side": "left"}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(bundled_path(path), **source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no tokenizer there ({str(error).splitlines()[0]}); give a complete model") from None
+    check_tokenizer(tokenizer, config, path)
+    return tokenizer
 
 
 def load_encoder(path: str, kind: EncoderKind, trust_remote_code: bool = False, **options: Any) -> Any:
@@ -51,9 +68,7 @@ class Texts:
     """Tokenises for one model, in padded batches of similar length. What is too long loses its beginning: the answer is last."""
 
     def __init__(self, path: str, config: PretrainedConfig, trust_remote_code: bool = False) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(
-            bundled_path(path), trust_remote_code=trust_remote_code, truncation_side="left"
-        )
+        self.tokenizer = load_encoder_tokenizer(path, config, trust_remote_code)
         # RoBERTa keeps two positions.
         self.max_length = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512) - 2)
 

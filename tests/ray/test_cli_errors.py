@@ -16,8 +16,10 @@ import yaml
 from typer.testing import CliRunner
 
 from ka2l_ray import schema
+from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.checks import hold_config
 from ka2l_ray.jobs.commands.cli import app
+from ka2l_ray.jobs.demo import check_directory
 from ka2l_ray.probes import ProbeCard, make_probe, probe_to_bytes
 from ka2l_ray.store.artefacts import RunStore, StageDirectory
 from ka2l_ray.store.storage import Storage
@@ -300,6 +302,21 @@ def test_an_output_that_is_a_file(below: str, small_run: dict[str, Any], tmp_pat
     assert f"{taken} is a file, not a directory" in CliRunner().invoke(app, ["doctor", config]).output
     words = "taken: file exists" if not below else "taken/run: not a directory"
     assert f"{words}; give another path" in refused("demo", "--out", small_run["output"])
+
+
+def test_a_demo_overwrites_nothing_of_others(tmp_path: Path) -> None:
+    write_lines(tmp_path / "pool.jsonl", GOOD)
+    before = (tmp_path / "pool.jsonl").read_bytes()
+    assert f"{tmp_path}: the directory holds no demo, but pool.jsonl; give another --out" in refused(
+        "demo", "--out", str(tmp_path)
+    )
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+    begun = {"pool.jsonl": before.decode(), "test.jsonl": "x"}
+    check_directory(tmp_path, begun)  # a demo that was killed as it began
+    with pytest.raises(UserError, match="holds no demo, but pool"):
+        check_directory(tmp_path, {"test.jsonl": "x"})
+    (tmp_path / "ka2l.yaml").write_text("")
+    check_directory(tmp_path, {})
 
 
 def test_a_configuration_that_is_no_text_or_empty_or_a_directory(tmp_path: Path) -> None:

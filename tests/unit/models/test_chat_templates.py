@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import MistralConfig
+from transformers import MistralConfig, Qwen2Config
 
 from ka2l_ray.config import ModelConfig, PromptConfig
 from ka2l_ray.config_files import load_preset, preset_names, validate
@@ -277,6 +277,7 @@ def test_what_is_seen_of_a_prompt_is_what_the_model_reads() -> None:
 def test_a_fixed_rendering_is_part_of_the_models_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files and configuration equal, a library that renders otherwise: another key."""
     published_tokenizer("llama-3.2-3b-instruct").save_pretrained(tmp_path)
+    MistralConfig(vocab_size=400).save_pretrained(tmp_path)
     model, prompt = ModelConfig(path=str(tmp_path)), PromptConfig()
     before = fixed_case(model, prompt)
     assert fixed_case(model, prompt) == before
@@ -288,6 +289,9 @@ def test_a_fixed_rendering_is_part_of_the_models_identity(tmp_path: Path, monkey
 
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no tokenizer there"):
+        load_prompter(ModelConfig(path=str(tmp_path)), PromptConfig())
+    Qwen2Config(vocab_size=400).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"the tokenizer has 1 tokens, the model 400: its files .* are missing"):
         load_prompter(ModelConfig(path=str(tmp_path)), PromptConfig())
 
 

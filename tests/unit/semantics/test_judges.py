@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -27,7 +28,7 @@ from ka2l_ray.semantics.cache import CachedJudge, claim, merge
 from ka2l_ray.semantics.clustering import Verdict, cluster_answers
 from ka2l_ray.semantics.deberta import precompute_positions
 from ka2l_ray.semantics.encoder import SentenceEncoder
-from ka2l_ray.semantics.judges import make_judge
+from ka2l_ray.semantics.judges import make_judge, verdict_identity
 from ka2l_ray.semantics.judges.exact import ExactJudge
 from ka2l_ray.semantics.judges.llm import LLMJudge, endpoint
 from ka2l_ray.semantics.judges.nli import NLI_MODEL, NLIJudge, label_verdicts
@@ -350,6 +351,16 @@ def test_embeddings_are_pooled_as_the_encoder_says(pooling: dict[str, Any] | Non
 def test_a_bundled_model_is_found_by_every_judge_that_names_one() -> None:
     judge = make_judge(EntropyConfig(judge="embedding", encoder="bundled:student"))
     assert [v.label for v in judge.verdicts([QUESTION] * 2, [("carpenter", "carpenter"), ("x", "x")])] == [2, 2]
+
+
+@pytest.mark.parametrize("section", [{"judge": "nli", "nli_model": "{}"}, {"judge": "embedding", "encoder": "{}"}])
+def test_a_judge_without_its_tokenizers_files_is_refused(section: dict[str, str], tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(Path(bundled_path("bundled:judge")) / name, tmp_path / name)
+    settings = EntropyConfig.model_validate({key: value.format(tmp_path) for key, value in section.items()})
+    for ask in (verdict_identity, make_judge):
+        with pytest.raises(UserError, match=rf"{tmp_path}: the tokenizer has 7 tokens, the model 3085: its files .* are missing"):
+            ask(settings)
 
 
 def test_what_is_too_long_for_an_encoder_loses_its_beginning(tmp_path: Path) -> None:
