@@ -51,10 +51,13 @@ def test_last_number(text: str, number: str) -> None:
     assert extract(text, NUMBER) == number
 
 
-@pytest.mark.parametrize("text", ["- 5", "= - 5", "Answer: - 5", "The answer is - 5", "-$5", "$-5", "-USD5", "Rs. -5"])
+@pytest.mark.parametrize(
+    "text", ["- 5", "—5", "x = —5", "= - 5", "Answer: - 5", "The answer is - 5", "-$5", "$-5", "-USD5", "Rs. -5"]
+)
 def test_a_minus_apart_from_its_number_is_a_sign_where_nothing_stands_before_it(text: str) -> None:
     assert extract(text, NUMBER) == "-5"
     assert extract("Apples:\n- 5", NUMBER) == "5"  # a list
+    assert extract("three—5", NUMBER) == "5"
 
 
 @pytest.mark.parametrize(
@@ -75,6 +78,11 @@ def test_a_minus_apart_from_its_number_is_a_sign_where_nothing_stands_before_it(
         ("\\dfrac1{2}", "0.5"),
         ("2\\frac{1}{2}", "2.5"),
         ("\\frac{1.5}{2}", "0.75"),
+        ("\\frac{3}{-4}", "-0.75"),
+        ("(-3)/4", "-0.75"),
+        ("3/-4", "-0.75"),
+        ("x = (-3)/(-4)", "0.75"),
+        ("f(3)/4", "4"),
     ],
 )
 def test_fractions(text: str, number: str) -> None:
@@ -109,6 +117,66 @@ def test_thousands_are_parted_in_many_ways(comma: str) -> None:
     ],
 )
 def test_a_comma_with_two_digits_behind_it_is_a_decimal_one_where_it_can_be_nothing_else(text: str, number: str) -> None:
+    assert extract(text, NUMBER) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("12,5 %", "12.5"),
+        ("12,5%", "12.5"),
+        ("(12,5 %)", "12.5"),
+        ("3,5 kg", "3.5"),
+        ("12,345 kg", "12345"),
+        ("1,2,3 %", "3"),
+        ("5,5 apples", "5"),
+    ],
+)
+def test_before_a_unit_one_digit_behind_a_comma_is_enough(text: str, number: str) -> None:
+    assert extract(text, NUMBER) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1.000.000", "1000000"),
+        ("Es sind 1.234.567.", "1234567"),
+        ("1.234.567,89 €", "1234567.89"),
+        ("人口は1.234.567", "1234567"),
+        ("1 000 000", "1000000"),
+        ("-1 234 567 euros", "-1234567"),
+        ("1 234 567,89", "1234567.89"),
+        ("10 000 people", "10000"),
+        ("1.000", "1"),
+        ("1 234", "234"),
+        ("100 200 300 5", "5"),
+    ],
+)
+def test_points_and_spaces_part_thousands_where_they_can_do_nothing_else(text: str, number: str) -> None:
+    assert extract(text, NUMBER) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("答案是500。", "500"),
+        ("所以总共有12个", "12"),
+        ("合計500円です", "500"),
+        ("คำตอบคือ12", "12"),
+        ("총12개입니다", "12"),
+        ("3加5等于8。", "8"),
+        ("答案是-5。", "-5"),
+        ("3加5等于-8", "-8"),
+        ("答案是 - 5", "-5"),
+        ("答案是(-3)/4", "-0.75"),
+        ("10月-12月", "12"),
+        ("10公里-20公里", "20"),
+        ("1e3个", "1000"),
+        ("価格はUSD500", "500"),
+        ("维生素B12", ""),
+    ],
+)
+def test_a_number_stands_right_behind_a_word_in_scripts_without_spaces(text: str, number: str) -> None:
     assert extract(text, NUMBER) == number
 
 
@@ -213,6 +281,7 @@ HARD = [
     " ",
 ]
 HARD += ["1", "1 ", "1/", "1 / ", "1,", "1.", "11,", "1,1", "100,", "= ", "- ", "1-", "\\frac{", "\\frac1", "x10^", "USD", "\n"]
+HARD += ["100 ", "100.", "(1)/", "1/-", "是-", "月", "1月", "1,5 "]
 
 
 @pytest.mark.parametrize("how", [NUMBER, LETTER])
