@@ -134,13 +134,15 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, shown: str) -> None:
-    """Raise a UserError where a tokenizer knows not half of its model's tokens: where its files are missing, transformers makes one
-    up out of a handful of special tokens, which reads every text as unknown."""
+    """Raise a UserError where a tokenizer knows not half of its model's tokens.
+
+    Where its files are missing, transformers makes one up out of a handful of special tokens, to which every text is unknown.
+    """
     tokens, wanted = len(tokenizer), getattr(config, "vocab_size", None) or 0
     if 2 * tokens < wanted:
         raise UserError(
-            f"{shown}: the tokenizer has {tokens} tokens, the model {wanted}: its files (tokenizer.json, vocab.txt, a .model) are "
-            "missing or another model's; give a complete model"
+            f"{shown}: the tokenizer has {tokens} tokens, the model {wanted}: its files (tokenizer.json, vocab.txt) are missing, "
+            "or another model's; give a complete model"
         )
 
 
