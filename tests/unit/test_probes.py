@@ -19,6 +19,7 @@ from torch import nn
 from ka2l_ray.errors import UserError
 from ka2l_ray.probes import (
     DegenerateLabelsError,
+    Kind,
     LayerFit,
     LinearProbe,
     MLPProbe,
@@ -318,6 +319,83 @@ def test_a_damaged_probe_is_refused() -> None:
     data = probe_to_bytes(make_probe("linear", 6, 1), ProbeCard("linear", 4, 6, 1))
     with pytest.raises(UserError, match="runs/x"):
         probe_from_bytes(data[:-8], "runs/x")
+
+
+def file_with(values: dict[str, object], kind: Kind = "linear") -> bytes:
+    """A probe of width 6 of whose card and tensors some are others, or left out."""
+    weights = {name: tensor.contiguous() for name, tensor in make_probe(kind, 6, 3).state_dict().items()}
+    weights |= {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+    card = {"format_version": 1, **asdict(ProbeCard(kind, 4, 6, 3)), **values}
+    written = {name: value for name, value in card.items() if not isinstance(value, torch.Tensor) and value != "left out"}
+    return save(weights, {"card": json.dumps(written)})
+
+
+ONES = torch.ones(6)
+DAMAGE: list[tuple[dict[str, object], str]] = [
+    *[({name: ONES * float("nan")}, f"{name} holds values that are not finite") for name in ("mean", "scale")],
+    *[({name: torch.tensor(float("inf"))}, f"{name} holds values that are not finite") for name in ("slope", "offset")],
+    ({"head.weight": torch.full((2, 6), float("nan"))}, "head.weight holds values that are not finite"),
+    ({"scale": ONES * 0}, "scale is not above zero"),
+    ({"scale": -ONES}, "scale is not above zero"),
+    ({"slope": torch.tensor(-1.0)}, "slope is not above zero"),
+    ({"curve": torch.tensor([[0.0, 1.0], [0.5, 3.0]])}, "curve does not rise"),
+    ({"curve": torch.tensor([[0.0, 1.0], [0.5, 0.4]])}, "curve does not rise"),
+    ({"curve": torch.tensor([[1.0, 0.0], [0.4, 0.5]])}, "curve does not rise"),
+    ({"curve": torch.tensor([[0.0, 0.0], [0.4, 0.5]])}, "curve does not rise"),
+    ({"curve": torch.zeros(2, 1)}, r"curve is of shape \(2, 1\)"),
+    ({"curve": torch.zeros(5)}, r"curve is of shape \(5,\)"),
+    ({"curve": torch.zeros(3, 7)}, r"curve is of shape \(3, 7\)"),
+    ({"head.weight": torch.ones((2, 6), dtype=torch.int32)}, "head.weight is int32"),
+    ({"mean": torch.zeros(7)}, r"mean is of shape \(7,\), its card says \(6,\)"),
+    ({"other": ONES}, "other is not in both"),
+    ({"kind": "forest"}, "kind: "),
+    ({"layer": "three"}, "layer: "),
+    ({"layer": None}, "layer: "),
+    ({"layer": 3.5}, "layer: "),
+    ({"layer": -1}, "layer: "),
+    ({"dimension": "8"}, "dimension: "),
+    ({"dimension": 6.0}, "dimension: "),
+    ({"dimension": -8}, "dimension: "),
+    ({"dimension": 10**12}, "its card says 1000000000000 x 1"),
+    ({"kind": "mlp", "hidden_width": 10**9}, "its card says 6 x 1000000000"),
+    ({"figures": None}, "figures: "),
+    ({"figures": [1]}, "figures: "),
+    ({"figures": {"test": {}}}, "figures: .*test has no number rows"),
+    ({"position": "left out"}, "position: it is missing"),
+    ({"position": "left out", "format_version": "left out"}, "position: it is missing"),
+    ({"biases": "left out"}, "biases: it is missing"),
+    ({"source": {"model": "m"}}, "source.revision: "),
+    ({"calibration": "magic"}, "calibration: "),
+    ({"colour": "red"}, "colour: "),
+    ({"format_version": "one"}, "format_version: one"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), DAMAGE, ids=[f"{i} {message}" for i, (_, message) in enumerate(DAMAGE)])
+def test_a_probe_with_a_wrong_card_or_weights_is_refused_in_one_line(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=rf"^runs/x: the probe(.s card)? is damaged \({message}") as error:
+        probe_from_bytes(file_with(values), "runs/x")
+    assert "\n" not in str(error.value)
+
+
+def test_a_probe_of_a_newer_version_asks_for_it_and_one_from_before_versions_is_read() -> None:
+    with pytest.raises(UserError, match=r"runs/x: a probe of a newer ka2l-ray \(format 2, this one reads 1\); upgrade"):
+        probe_from_bytes(file_with({"format_version": 2, "colour": "red"}), "runs/x")
+    _, card = probe_from_bytes(file_with({"format_version": "left out", "biases": "left out"}), "runs/x")
+    assert card == ProbeCard("linear", 4, 6, 3)
+
+
+def test_json_nested_without_end_is_no_probe() -> None:
+    for header in (b"[" * 100_000, json.dumps({"__metadata__": {"card": "[" * 100_000}}).encode()):
+        with pytest.raises(UserError, match="runs/x: not a probe"):
+            probe_from_bytes(len(header).to_bytes(8, "little") + header, "runs/x")
+
+
+def test_reading_a_probe_leaves_the_global_random_numbers_alone() -> None:
+    data = file_with({}, "mlp")
+    state = torch.get_rng_state()
+    probe_from_bytes(data, "here")
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def pairwise_auroc(truth: np.ndarray, score: np.ndarray) -> float:
