@@ -5,6 +5,11 @@
   where neither neighbour is a word of two letters or more; (R)-3 is a formula, (AFP) - Paris is not.
 * ``!`` stays behind a number, a single letter or a bracket that ends in one (5!, n!, (n-1)!), but not where an answer's
   sentence ends ("It was 1945!"), and before a word (!x). ``!=`` is ``≠``, so 5! = 120 keeps its spaces.
+* A minus before a symbol of two letters or more, where a hyphen would be dropped, is ``−`` (U+2212): where it is written so,
+  behind a relation, an operator or an opening bracket (F = -kx, e^(-at)), at the beginning (-theta, -mgh; not -ase), and between
+  short symbols (ad - bc). Without spaces, a - between two such symbols is a hyphen.
+* Commas between numbers in brackets part no thousands, but a list: (4,1), (255, 255, 255). A pair keeps its brackets: [0,1]
+  is not (0,1). A row of three or more loses its commas: 1,2,3 is ``1 2 3``.
 * An apostrophe behind a single letter is a prime where a bracket or an operator follows: f'(2), y' = 3.
 """
 
@@ -21,7 +26,7 @@ BRACKETS = "()[]{}"
 BEGINS = r"-?(?:\.\d|[^\s.,:'/*\\@_%#-])"  # an operand
 
 _ENDS = r"[^\s.,:'/*\\@_-]"
-_OPERATOR = r"(?:(?!-)[-+*/\\%^=<>×÷≠≤≥]{1,3}|:=)"
+_OPERATOR = r"(?:(?!-)[-−+*/\\%^=<>×÷≠≤≥]{1,3}|:=)"
 _WORD = rf"{LETTER}[{MARKS}]*{LETTER}"
 _NO_WORD = rf"(?: ?(?!{_WORD})| ?{FUNCTIONS})"
 _LONE = rf"(?<!{WORD_CHARACTER}){LETTER}"
@@ -39,8 +44,27 @@ _SPACE_WITHIN = re.compile(r"(?<=[(\[{]) | (?=[)\]}])")
 _NO_SPACE = re.compile(r"(?<=[\w)\]}])(?=[(\[{])|(?<=[)\]}])(?=\w)")
 _EXCLAIMED = re.compile(rf"(\d!+|{_LONE}!+(?!{LETTER})|[)\]}}]!+|(?<![^\s(\[{{+*/^=<>≠-])!(?=[\w(\[{{]))|!+")
 _PRIMED = re.compile(rf"(?<!')({_LONE})('+)(?=\(| ?[=+*/^])")
-_IN_PROSE = re.compile(_WORD)
+_IN_PROSE = re.compile(rf"(?<!{LETTER})(?!{FUNCTIONS}){_WORD}")
 _WINDOW = 12
+
+_SYMBOL = rf"(?!{FUNCTIONS})(?={LETTER}[{MARKS}]*{LETTER})"
+_GREEK = "(?:alpha|beta|gamma|delta|epsilon|theta|lambda|sigma|omega|phi|psi|rho|tau|eta|mu|nu|xi|pi)"
+_FORMULA = re.compile(r"[=<>≠≤≥≈^√∫∑]|\w(?:[+*×÷]| [+*×÷] )[\w(]")
+_SIGN = re.compile(rf"(?:(?:(?<=[=<>≠≤≥≈] )|^)− ?|(?<=[=<>≠≤≥≈] )- ?|(?<=[=≠≤≥≈+*/^×÷(\[{{])-|(?<=[+*/×÷] )-){_SYMBOL}")
+_NO_SIGN = re.compile(rf"−(?! ?{_SYMBOL})")
+_FIRST_SIGN = re.compile(rf"^([\"'“‘]*)-(?={_GREEK}(?!\w)|[b-df-hj-np-tv-xz]{{2,4}}$)")
+_SIGN_OF_FORMULA = re.compile(rf"^([\"'“‘]*)-{_SYMBOL}")
+_NO_SYMBOL = "(?!(?:an|as|by|do|go|he|if|in|is|it|me|my|no|of|on|or|so|to|up|us|we|and|are|but|for|its|not|the|was|who)(?!\\w))"
+_DIFFERENCE = re.compile(
+    rf"(?:(?<=[\d)\]}}])|(?<=(?<!{LETTER})[a-z]{{2}})|(?<=(?<!{LETTER}){LETTER})) - "
+    rf"{_NO_SYMBOL}(?=[a-z]{{2}}(?!\w))"
+)
+_DIFFERENCE_OF_FORMULA = re.compile(rf"(?<=[\w)\]}}]) - {_NO_SYMBOL}(?=[a-z]{{2,3}}(?!\w))")
+_NUMBER = r"-?(?:(?!0\d)\d++(?:[./]\d++)?+|\.\d++|∞)"
+_LISTED = re.compile(rf"([(\[{{]) ?({_NUMBER}(?: ?, ?{_NUMBER})++) ?([)\]}}])")
+_ROW = re.compile(rf"(?<![\w.,-]){_NUMBER}(?:,{_NUMBER}){{2,}}+(?!,?\d)")
+PAIR = rf"[(\[{{]{_NUMBER},{_NUMBER}[)\]}}]"
+_PAIR = re.compile(PAIR)
 
 
 def primed(text: str) -> str:
@@ -61,6 +85,30 @@ def exclaimed(text: str) -> str:
 def stated(text: str) -> str:
     """An answer without the exclamation marks that end a sentence."""
     return text.rstrip("! ") if text.endswith("!") and _IN_PROSE.search(text) else text
+
+
+def signed(text: str) -> str:
+    """The text, its case still as written, with ``−`` for each minus before a symbol, and ``-`` for every other."""
+    if "-" in text:
+        related = _FORMULA.search(text)
+        text = (_SIGN_OF_FORMULA if related else _FIRST_SIGN).sub(r"\1−", text)
+        text = (_DIFFERENCE_OF_FORMULA if related else _DIFFERENCE).sub(" − ", text)
+    return _NO_SIGN.sub("-", _SIGN.sub("−", text))
+
+
+def listed(text: str) -> str:
+    """The text with lists of numbers in brackets spelt alike: (4,1), but (1 2 3)."""
+    return _LISTED.sub(_list, text)
+
+
+def _list(found: re.Match[str]) -> str:
+    numbers = [number.strip() for number in found[2].split(",")]
+    return found[1] + ("," if len(numbers) == 2 else " ").join(numbers) + found[3]
+
+
+def rowed(text: str) -> str:
+    """The text without the commas of rows of numbers."""
+    return _ROW.sub(lambda found: found[0].replace(",", " "), text)
 
 
 def bracketed(text: str) -> str:
@@ -84,7 +132,8 @@ def _operated(text: str, begin: int, end: int) -> bool:
     before, first = text[max(0, begin - 6) : begin], text[begin + 1 : begin + _WINDOW]
     last, behind = text[max(0, end - 6) : end], text[end + 1 : end + _WINDOW]
     return bool(
-        _BEFORE.search(before)
+        _PAIR.fullmatch(text, begin, end + 1)
+        or _BEFORE.search(before)
         or _BEHIND.match(behind)
         or (_MINUS_BEFORE.search(before) and _BEGINS_NO_WORD.match(first))
         or (_MINUS_BEHIND.match(behind) and not _ENDS_IN_WORD.search(last))

@@ -15,6 +15,8 @@
 * A hyphen beside a word (two letters or more) is a space: well-known, COVID-19; but not behind an article (A-ha). Between others
   it stays: -5, 3-5, x-1, and at the end of a word: the blood group A-, Cl-, NO3- ions. Between spaces it binds its neighbours:
   3 - 5 is 3-5, $5 - $3 is $5-$3. An ampersand is ``and``.
+* A dash before a letter at the beginning of a line is a bullet, dashes before a digit at the beginning are one minus. Asterisks
+  of Markdown are left out in pairs: **A** is ``a``, A* is ``a*``.
 * In answers ``the`` is dropped, and ``a`` or ``an`` at the beginning, where it can be no name (Vitamin A, A minor): all of them
   only if something remains.
 
@@ -33,7 +35,22 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Literal
 
-from ka2l_ray.formulas import BEGINS, BRACKETS, FUNCTIONS, LETTER, WORD_CHARACTER, bound, bracketed, exclaimed, primed, stated
+from ka2l_ray.formulas import (
+    BEGINS,
+    BRACKETS,
+    FUNCTIONS,
+    LETTER,
+    PAIR,
+    WORD_CHARACTER,
+    bound,
+    bracketed,
+    exclaimed,
+    listed,
+    primed,
+    rowed,
+    signed,
+    stated,
+)
 from ka2l_ray.words import MARKS
 
 Form = Literal["unicode", "squad"]
@@ -52,23 +69,27 @@ _THIN_THOUSANDS = re.compile("(?<=\\d)[\u00a0\u2009\u202f](?=\\d{3}(?!\\d))")
 
 _UNSEEN = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"  # beside those of category Cf
 _SPELLED = {
-    **dict.fromkeys("`´‘’‛ʹʻʼʽˈ", "'"),
-    **dict.fromkeys("−⁃‐‑‒–〜゠־᠆", "-"),
+    **dict.fromkeys("`´‘’‛ʹʻʼʽˈ׳", "'"),
+    **dict.fromkeys("⁃‐‑‒–〜゠־᠆", "-"),
     **dict.fromkeys("—―⸺⸻", "—"),
     **dict.fromkeys("⁄∕", "/"),
     **dict.fromkeys("™℠", "®"),
-    **{"٫": ".", "٬": ",", "٪": "%", "♯": "#"},
+    **{"٫": ".", "٬": ",", "٪": "%", "♯": "#", "״": '"'},
 }
 _WITHIN = "'.,:/-#%@*\\_‰′·"  # punctuation that may belong to a word
 
 _PLAIN = re.compile(r"(?:[^\W_]| )*")
 _WORD = re.compile(rf"(?!{FUNCTIONS}){LETTER}(?:{LETTER}|[{MARKS}])+")
-_BULLET = re.compile(r"^[ \t]*\*[ \t]", re.MULTILINE)
-_EMPHASIS = re.compile(r"(?<![^\s(\"'“‘])\*{1,3}+(?=[^\s*=])|(?<=[^\s*])\*{1,3}+(?=[\s.,;:!?)\"'”’]|$)")
+_BULLET = re.compile(rf"^[ \t]*(?:\*|[-–](?=[ \t]+[\"'“‘«*_`]*{LETTER}))[ \t]", re.MULTILINE)
+_MINUS_RUN = re.compile(r"^([\s\"'“‘(\[*_`]*+)(?:[-−‐‑‒–—―]{2,}+|[—―])(?=[$€£]?\.?\d)")
+_EMPHASIS = re.compile(r"(?P<opens>(?<![^\s(\"'“‘])\*{1,3}+(?=[^\s*=]))|(?P<closes>(?<=[^\s*])\*{1,3}+(?=[\s.,;:!?)\"'”’]|$))")
+_DOTTED = re.compile("i\u0307+")  # what casefold makes of İ
+_TATWEEL = re.compile(rf"(?<=(?!ـ){WORD_CHARACTER})ـ++|(?<!ـ)ـ++(?=(?!ـ){WORD_CHARACTER})")
+_FEET_AND_INCHES = re.compile(r"(?<![\w.'])(\d++)' ?(\d++)(?:\"|”|'')(?!\w)")
 _SPACED_LETTERS = re.compile(rf"(?<!\S)({LETTER}(?: {LETTER}(?!\S))++)(?: (?=({LETTER}{{3,4}})))?")
 _NO_PRIME = re.compile(rf"(?<={LETTER}{LETTER})′+|(?<![\d′])′+(?={LETTER})")
-_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)")
-_APART = re.compile(r"(?<!\d)[,:·](?!=)|[,:·](?![\d=])|[®©]|(?<!\d)—|—(?!\d)")
+_THOUSANDS = re.compile(rf"({PAIR})|" r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!,?\d)")
+_APART = re.compile(rf"({PAIR})|" r"(?<!\d)[,:·](?!=)|[,:·](?![\d=])|[®©]|(?<!\d)—|—(?!\d)")
 _SPACED_RANGE = re.compile(r"(?<=\d) *— *(?=\d)")
 _SPACED_RATIO = re.compile(r"(?<=\d) : (?=\d)")
 _APOSTROPHE_WITHIN = re.compile(rf"(?<={LETTER})'(?={LETTER})|(?<=\d)'(?=s\b)")
@@ -79,14 +100,16 @@ _DASHES = re.compile(
 _ION = re.compile(rf"{LETTER}{{1,2}}|\w*{LETTER}\d+")
 _JOINING = ("and", "or", "to")
 _UNIT_APART = re.compile(r"(?<=\d) (?=[%‰°€£¥₹₩])|(?<=[$£€¥₹₩]) (?=\d)|(?<=\d′) (?=\d)")
-_SPACED_INITIALS = re.compile(r"(?<!\S)([^\W\d_])\. (?=[^\W\d_]\.(?!\w{2}))")
+_SPACED_INITIALS = re.compile(r"(?<![^\s'_])([^\W\d_])\. (?=[^\W\d_]\.(?!\w{2}))")
 _INITIALS = re.compile(rf"(?=(?:.*\.)?{LETTER}(?:\.|$))(?:{LETTER}{{1,2}}\.)+{LETTER}{{1,2}}")
 _RUN_ON_INITIALS = re.compile(rf"(?<![\w.])((?:{LETTER}\.)+)(?={LETTER}{{3}})")
 _BELONGS = re.compile(rf"[\w.]%|\d‰|{WORD_CHARACTER}[#-]|[+]-|[\w′]′")
+_STARRED = re.compile(rf"{LETTER}\*")
 _LEADING_PLUS = re.compile(r"^\+(?=\d)")
 _ARTICLES = ("a", "an", "the")
 _NAMED_A = re.compile(r"(?:[^\W\d]|and|or|to|\W+)(?: .*)?|(?:flat|sharp)(?: (?:major|minor))?|major|minor")
 _KEY = re.compile("flat|sharp|major|minor")
+_NAMED_THE_A = re.compile(rf"(?<!\S)the a (?={LETTER}{{2}})(?!(?:an|the|and|or|to|flat|sharp|major|minor)(?!\S))")
 _BARE_POINT = re.compile(r"(?<![\w.])\.(?=\d)")
 
 
@@ -107,12 +130,11 @@ def _answer(text: str, form: Form) -> str:
     if form == "squad":
         bare = _words_of(_ASCII_PUNCTUATION.sub("", text.lower()))
         return _words_of(_SQUAD_ARTICLES.sub(" ", bare)) or bare or _folded(text)
-    text = stated(text.rstrip())
     for _ in range(MOST_PASSES):  # two words may be neighbours only where an article is left out
-        words = _normal(text).split()
-        kept = _without_articles(words)
-        text = _LEADING_PLUS.sub("", " ".join(kept))
-        if len(kept) == len(words):
+        found = _normal(text)
+        kept = " ".join(_without_articles(_NAMED_THE_A.sub("the a-", stated(found)).split()))
+        text = _LEADING_PLUS.sub("", kept)
+        if kept == found:
             break
     return text
 
@@ -141,11 +163,12 @@ def _pass(folded: str) -> str:
     text = _words_of(folded.translate(_PARTED))
     if _PLAIN.fullmatch(text):
         return text
-    text = exclaimed(bracketed(primed(_NO_PRIME.sub("'", text))))
+    text = listed(primed(_NO_PRIME.sub("'", text)))
+    text = exclaimed(bracketed(text))
     if "," in text:
-        text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
+        text = rowed(_THOUSANDS.sub(lambda number: number[1] or number[0].replace(",", ""), text))
     text = _SPACED_RATIO.sub(":", _SPACED_RANGE.sub("-", text))
-    text = _APART.sub(" ", _APOSTROPHE_WITHIN.sub("", text))
+    text = _APART.sub(lambda found: found[1] or " ", _APOSTROPHE_WITHIN.sub("", text))
     if "-" in text:
         text = _DASHES.sub(_hyphen, _words_of(text))
     text = _SPACED_INITIALS.sub(r"\1.", bound(_UNIT_APART.sub("", _words_of(text))))
@@ -177,6 +200,8 @@ def _trimmed(word: str) -> str:
     if head and word[head - 1] == "." and not word[:head].endswith("..") and head < len(word):
         head -= 1
     word = word[head:]
+    if _STARRED.fullmatch(word):
+        return word
     end = len(word)
     while end and word[end - 1] in _WITHIN and not _BELONGS.fullmatch(word, max(0, end - 2), end):
         end -= 1
@@ -192,20 +217,40 @@ def _words_of(text: str) -> str:
 
 def compatible(text: str) -> str:
     """NFKC, one spelling of apostrophes, hyphens and the like, and nothing glued to a number; case, words and spaces stay."""
-    if text.isascii():
-        return text
+    return text if text.isascii() else _compatible(text).replace("−", "-")
+
+
+def _compatible(text: str) -> str:
     text = _RAISED_RUN.sub(_raised, _LOWERED_RUN.sub(_lowered, _THIN_THOUSANDS.sub(",", text)))
     return unicodedata.normalize("NFKC", text.translate(_SPELLING))
 
 
 def _folded(text: str) -> str:
     """NFKC, casefold, single spaces; see the module."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", compatible(text).casefold()).translate(_SPELLING)
-    if "*" in text:
-        text = _EMPHASIS.sub("", _BULLET.sub(" ", text))
-    text = _SPACED_LETTERS.sub(_named, _words_of(text))
-    return text.casefold().replace("`", "'").replace("!=", "≠")
+    text = _MINUS_RUN.sub(r"\1-", _BULLET.sub(" ", text.replace("`", "'")))
+    if not (plain := text.isascii()):
+        text = _TATWEEL.sub("", _compatible(text))
+    text = signed(_words_of(_FEET_AND_INCHES.sub(r"\1′\2′′", _unemphasised(text))))
+    if not plain:
+        text = _DOTTED.sub("i", unicodedata.normalize("NFKC", text.casefold())).translate(_SPELLING)
+    text = _SPACED_LETTERS.sub(_named, text)
+    return text.casefold().replace("!=", "≠")
+
+
+def _unemphasised(text: str) -> str:
+    """The text without Markdown's asterisks; one that closes nothing stays (the grade A*)."""
+    opened: list[int] = []
+
+    def kept(found: re.Match[str]) -> str:
+        if found["opens"]:
+            opened.append(len(found[0]))
+            return ""
+        length = len(found[0])
+        while opened and length >= opened[-1]:
+            length -= opened.pop()
+        return "*" * length
+
+    return _EMPHASIS.sub(kept, text) if "*" in text else text
 
 
 def _named(found: re.Match[str]) -> str:

@@ -2,6 +2,9 @@
 
 As a judge of meaning it holds in both directions ("Paris" and "Paris, France"). As a judge of correctness it is directed: the
 answer must hold an alias; an answer that is a part of an alias ("A" of "Vitamin A") does not say what the alias says.
+
+What does not stand in a text as written may stand in it without its possessives ("John Locke's ideas" holds "John Locke") and
+slashes between words ("electricity/power"; not km/h, 1/2). No negation is read: "not Paris" holds "Paris".
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ from ka2l_ray.semantics.clustering import DIFFERENT, SAME, Pair, Verdict
 
 # Thai, Lao, Myanmar, Khmer, kana, Han
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+POSSESSIVE = re.compile(r"(?<=[^\W\d_])['\u2019]s\b", re.IGNORECASE)
+SLASH = re.compile(r"(?<=[^\W\d_]{3})/(?=[^\W\d_]{3})")
 
 FUNCTION_WORDS = frozenset(
     {"a", "an", "the", "i", "it", "he", "she", "we", "you", "they", "who", "what", "this", "that"}
@@ -38,8 +44,14 @@ class ContainsJudge:
         self.symmetric = not directed
 
     def verdicts(self, questions: Sequence[str], pairs: Sequence[Pair]) -> list[Verdict]:
-        forms = [(normalize_answer(a, self.normalize), normalize_answer(b, self.normalize)) for a, b in pairs]
-        return [SAME if holds(a, b) or (self.symmetric and holds(b, a)) else DIFFERENT for a, b in forms]
+        return [SAME if self._says(a, b) or (self.symmetric and self._says(b, a)) else DIFFERENT for a, b in pairs]
+
+    def _says(self, text: str, part: str) -> bool:
+        form = normalize_answer(part, self.normalize)
+        if holds(normalize_answer(text, self.normalize), form):
+            return True
+        loosened = SLASH.sub(" ", POSSESSIVE.sub("", text))
+        return loosened != text and holds(normalize_answer(loosened, self.normalize), form)
 
 
 def holds(text: str, part: str) -> bool:

@@ -29,6 +29,7 @@ from ka2l_ray.semantics.clustering import Verdict, cluster_answers
 from ka2l_ray.semantics.deberta import precompute_positions
 from ka2l_ray.semantics.encoder import SentenceEncoder
 from ka2l_ray.semantics.judges import make_judge, verdict_identity
+from ka2l_ray.semantics.judges.contains import ContainsJudge
 from ka2l_ray.semantics.judges.exact import ExactJudge
 from ka2l_ray.semantics.judges.llm import LLMJudge, endpoint
 from ka2l_ray.semantics.judges.nli import NLI_MODEL, NLIJudge, label_verdicts
@@ -134,6 +135,23 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
 def test_exact_judge_compares_after_squad_normalisation() -> None:
     pairs = [("The Eiffel Tower!", "eiffel  tower"), ("U.S.A.", "USA"), ("physician", "medical doctor"), ("1931", "1932")]
     assert [v.label for v in ExactJudge().verdicts(["q?"] * 4, pairs)] == [2, 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "part", "label"),
+    [
+        ("John Locke's ideas", "John Locke", 2),
+        ("John Locke\u2019s", "John Locke", 2),
+        ("electricity/power", "electricity", 2),
+        ("80 km/h", "h", 0),
+        ("1/2", "2", 0),
+        ("John Lockesmith", "John Locke", 0),
+        ("John Locke", "John Locke's ideas", 0),
+        ("It is not Paris", "Paris", 2),  # negation is not read
+    ],
+)
+def test_a_text_holds_an_answer_behind_possessives_and_slashes(text: str, part: str, label: int) -> None:
+    assert ContainsJudge(directed=True).verdicts(["q?"], [(text, part)]) == [Verdict(label)]
 
 
 def test_both_answers_reach_the_model_however_long_the_question(judge: NLIJudge, world: World) -> None:
