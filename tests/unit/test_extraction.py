@@ -204,6 +204,17 @@ The answer is B because it is so | The answer is B in this case | The answer is 
 The answer to this question is B. | The answer must be B | The answer, in this case, is clearly option B.
 The correct option is B | The best choice would be B. | I think it's B | It must be (B). | I'd say B. | My guess is B.
 I would go with option B. | I choose (B) heart failure | Sure! B is the best answer.
+B (Paris) | Therefore, B. | Paris, so B. | Hence, option B. | The capital of France is **B. Paris**. | Paris is the capital. B.
+Solution: B | Ans: B | Ans. B | The correct response is B | The correct one is B | Option B best describes this
+The answer is therefore B | The answer is still B | The answer is, of course, B. | The answer to the question "Which?" is B
+The correct answer is B. organs in the body. | The answer is B. humans | The answer is B. virus. | The answer is B. sodium ions
+故选B | 选B | 答案选B | 因此选择B。 | 正确选项是B | 选项B正确 | 正解はBです | Bが正解です
+정답은 B입니다 | B가 정답입니다
+La respuesta correcta es la B | La opción correcta es B | La bonne réponse est la B
+Die richtige Antwort ist Antwort B | Ответ — B
+Правильный ответ: B | الإجابة هي B | सही उत्तर B है | Doğru cevap B | Poprawna odpowiedź to B | Đáp án là B
+Rätt svar är B | Jawaban yang benar adalah B | A resposta correta é a B | A alternativa correta é a letra B
+La risposta corretta è la B
 答案：B | 答案是B，因为 | 正解：B | 정답: B | Antwort: B | Die Antwort ist B. | Réponse : B | La respuesta es B | Ответ: B
 """
 
@@ -212,7 +223,13 @@ def in_lines(texts: str) -> list[str]:
     return texts.strip().replace("\n", " | ").split(" | ")
 
 
-@pytest.mark.parametrize("text", [*in_lines(B_IN_MANY_FORMS), "B\nbecause it is", "# Answer\n**B**"])
+LAST_LINES = ["B", "B. Paris", "B) Paris", "**B. Paris**", "**B**", "Option B: Paris"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [*in_lines(B_IN_MANY_FORMS), "B\nbecause it is", "# Answer\n**B**", *(f"It is Paris.\n\n{line}" for line in LAST_LINES)],
+)
 def test_a_letter_is_found_whatever_stands_around(text: str) -> None:
     assert extract(text, LETTER) == "B"
 
@@ -231,9 +248,29 @@ def test_a_letter_is_found_whatever_stands_around(text: str) -> None:
         "A is wrong. B is correct.",
         "Option B is correct. Option A, however, is wrong.",
         "(A) and (C) are wrong, so (B)",
+        "A) Incorrect\nB) Correct",
+        "- A: wrong\n- **B: right**\n- C: wrong",
+        "A. Paris - wrong\nB. Rome - correct",
     ],
 )
 def test_a_letter_that_is_merely_discussed_is_none(text: str) -> None:
+    assert extract(text, LETTER) == "B"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is B. If it were hot, the answer would be C.",
+        "You might think the answer is C, but it is B.",
+        "Some think the answer is C, but the answer is B.",
+        "The answer is B. I don't think the answer is C.",
+        "The answer is B. The answer could be C.",
+        "It is not A, so the answer is B",
+        "If we look closely, the answer is B",
+        "I would say the answer is B",
+    ],
+)
+def test_an_answer_that_is_denied_or_supposed_is_none(text: str) -> None:
     assert extract(text, LETTER) == "B"
 
 
@@ -244,12 +281,16 @@ C++ | The answer is C++ | C# | The answer is C# | K+ | A- | Dr. No | e.g. Paris 
 The answer is E. coli | The answer is C. difficile. | The answer is H. pylori infection | The answer is S. aureus
 Option A is wrong | Options A and C are wrong | Option A, option B and option C are wrong. | Neither A nor B is correct.
 The answer is a US senator | The "A" line was not created in 1955. | The answer is not A | The wrong answer is A
-The answer is A or B
+The answer is A or B | E. coli | The answer is B. subtilis | The answer is C. elegans. | The answer could be B.
+I don't think the answer is B. | If the answer is B, then it is so. | 不选B | 选项A错误 | A (very) nice city
 (A) x (B) y (C) z | Answer choices: A) x B) y | The options are (A) x, (B) y.
 """
 
 
-@pytest.mark.parametrize("text", [*in_lines(NO_LETTER), "", "A) x\nB) y\nC) z", "A. Paris\nB. Rome"])
+@pytest.mark.parametrize(
+    "text",
+    [*in_lines(NO_LETTER), "", "A) x\nB) y\nC) z", "A. Paris\nB. Rome", "They are:\n\nA) x\nB) y\nC) z", "A) True\nB) False"],
+)
 def test_what_is_no_letter_of_an_answer(text: str) -> None:
     assert extract(text, LETTER) == ""
 
@@ -281,7 +322,7 @@ HARD = [
     " ",
 ]
 HARD += ["1", "1 ", "1/", "1 / ", "1,", "1.", "11,", "1,1", "100,", "= ", "- ", "1-", "\\frac{", "\\frac1", "x10^", "USD", "\n"]
-HARD += ["100 ", "100.", "(1)/", "1/-", "是-", "月", "1月", "1,5 "]
+HARD += ["100 ", "100.", "(1)/", "1/-", "是-", "月", "1月", "1,5 ", "选", "**B. ", "you might think ", "A: right\n"]
 
 
 @pytest.mark.parametrize("how", [NUMBER, LETTER])
