@@ -99,6 +99,8 @@ class ProbeCard:
     class_weights: Literal["balanced", "none"] = "balanced"
     calibration: Annotated[str, Field(pattern="^(none|platt|isotonic)$")] = "none"
     source: Source | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """Of ``mlp``: ``Probe.epochs``, written with the probe."""
     figures: Annotated[dict[str, Any], AfterValidator(_with_figures)] = field(default_factory=dict)
     """``uncertainty.calibration.summary`` on rows that the probe was not fitted on, under the name of those rows."""
 
@@ -106,7 +108,7 @@ class ProbeCard:
 def probe_to_bytes(probe: Probe, card: ProbeCard) -> bytes:
     """safetensors, the card in its metadata."""
     weights = {name: tensor.contiguous() for name, tensor in probe.state_dict().items()}
-    data: bytes = save(weights, {"card": json.dumps({"format_version": FORMAT, **asdict(card)})})
+    data: bytes = save(weights, {"card": json.dumps({"format_version": FORMAT, **asdict(card), "epochs": probe.epochs})})
     return data
 
 
@@ -163,7 +165,7 @@ def probe_from_bytes(data: bytes, where: str) -> tuple[Probe, ProbeCard]:
     probe = _blank(card)
     probe.curve = weights["curve"]  # as long as it was fitted
     probe.load_state_dict(weights, assign=True)
-    probe.calibration = card.calibration
+    probe.calibration, probe.epochs = card.calibration, card.epochs
     return probe.eval(), card
 
 

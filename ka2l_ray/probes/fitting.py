@@ -36,7 +36,7 @@ Calibration = Literal["auto", "platt", "isotonic", "none"]
 @dataclass(frozen=True)
 class LayerFit:
     """How well one layer's probe does on validation, before calibration. Losses are cross-entropies with the target, nats; that
-    of training as it was weighed there."""
+    of training is of the weights that were kept, weighed as in training."""
 
     layer: int
     validation_auroc: float
@@ -87,12 +87,25 @@ def fit_probe(
         probe = make_probe(kind, states.shape[-1], hidden_width, attention=states.ndim == 3, biases=standardize)
     if standardize:
         probe.standardise(states)
+    if probe.query is not None:
+        probe.query.data.copy_(_query_of_line(probe, states, targets, weights, device))
     probe = probe.to(device)
     schedule: dict[str, Any] = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size, "on_epoch": on_epoch}
     watched = (*validation, patience) if early_stopping else None
-    train_loss = _train(probe, states, targets, weights, generator, watched, **schedule)
+    probe.epochs = _train(probe, states, targets, weights, generator, watched, **schedule)
+    train_loss = log_loss(targets, predict(probe, states), weights)
     probe = probe.cpu().eval()
     return probe, _judged(probe, layer, validation, train_loss)
+
+
+def _query_of_line(probe: Probe, states: NDArray[np.floating], targets: NDArray[Any], weights: Weights, device: str) -> Tensor:
+    """(D,) the query of ``linear``, in the units of the probe's states: from zero on, Adam hardly finds one.
+
+    Its score of a token is query . (state - mean) / scale, of which the mean adds the same to all tokens.
+    """
+    line = logistic_regression(states, targets, weights=weights, device=device)
+    assert line.query is not None
+    return line.query.detach() / line.scale * probe.scale
 
 
 def balanced(targets: NDArray[Any]) -> Weights:
@@ -113,14 +126,14 @@ def _train(
     epochs: int,
     batch_size: int,
     on_epoch: Callable[[int, float], None] | None,
-) -> float:
-    """Adam on the cross-entropy; the mean training loss of the epoch whose weights stay."""
+) -> int:
+    """Adam on the cross-entropy; the number of epochs after which the weights were as they stay."""
     device = probe.mean.device
     x = torch.from_numpy(np.asarray(states, np.float32)).to(device)
     y_N = torch.from_numpy(np.asarray(targets, np.float32)).to(device)
     optimizer = torch.optim.Adam(probe.parameters(), lr=learning_rate, fused=True)
     best: dict[str, Tensor] | None = None
-    best_loss, best_train, train_loss, waited = float("inf"), float("nan"), float("nan"), 0
+    best_loss, kept, waited = float("inf"), epochs, 0
     for epoch in range(epochs):
         total = 0.0
         for rows in torch.randperm(len(x), generator=generator).to(device).split(batch_size):
@@ -130,23 +143,21 @@ def _train(
             loss.backward()
             optimizer.step()
             total += loss.item() * len(rows)
-        train_loss = total / len(x)
         if on_epoch is not None:
-            on_epoch(epoch, train_loss)
+            on_epoch(epoch, total / len(x))
         if watched is None:
             continue
         held_out, wanted, patience = watched
         reached = log_loss(wanted, predict(probe, held_out), weights)
         if reached < best_loss:
-            best, best_loss, best_train, waited = copy.deepcopy(probe.state_dict()), reached, train_loss, 0
+            best, best_loss, kept, waited = copy.deepcopy(probe.state_dict()), reached, epoch + 1, 0
         else:
             waited += 1
             if waited >= patience:
                 break
     if best is not None:
         probe.load_state_dict(best)
-        return best_train
-    return train_loss
+    return kept
 
 
 def _cross_entropy(logit_B: Tensor, target_B: Tensor, weights: Weights) -> Tensor:
@@ -283,9 +294,9 @@ def calibrate(
 ) -> None:
     """Give a fitted probe the curve from its logit to a probability; its ``calibration`` says which.
 
-    ``linear`` is cheap to fit again: its curve is fitted to rows of the training part, each scored by a probe of the other four
-    fifths (cross-fitting), for validation has chosen the layer and flatters it. ``mlp`` is calibrated on validation, which on
-    the bundled world does no worse and saves five fits. None where the labels hold one class only.
+    The curve is fitted to rows that are each scored by a probe of the other four fifths (cross-fitting): validation alone has few
+    rows, and has chosen the layer. ``linear`` uses the training part; ``mlp`` both, whose four fifths are as many rows as it was
+    fitted on, and trains for as many epochs as validation chose. None where the labels hold one class only.
 
     Args:
         states: (n, d) of the probe's layer.
@@ -293,16 +304,14 @@ def calibrate(
         targets, how: as the probe was fitted.
         groups: (n,) what rows must not be parted by in cross-fitting, such as their questions; equal states where there are none.
     """
-    rows = np.flatnonzero(~validation if isinstance(probe, LinearProbe) else validation)
+    rows = np.flatnonzero(~validation) if isinstance(probe, LinearProbe) else np.arange(len(labels))
     truth = labels[rows]
     if method == "none" or len(set(truth.tolist())) < 2:
         return
-    group = _numbered([states[row].tobytes() if groups is None else groups[row] for row in rows])
-    logits: NDArray[np.floating]
-    if isinstance(probe, LinearProbe):
-        logits = _cross_fitted_logits(states[rows], targets[rows], group, **how)
-    else:
-        logits = _by_chunks(logit_of, probe, states[rows])
+    if probe.epochs is not None:
+        how = {**how, "epochs": probe.epochs, "early_stopping": False}
+    group = _numbered([states[row].tobytes() if groups is None else groups[row] for row in rows.tolist()])
+    logits = _cross_fitted_logits(states[rows], targets[rows], group, **how)
     if method == "isotonic" or (method == "auto" and group.max() + 1 >= ISOTONIC_FROM):
         probe.curve = torch.from_numpy(np.stack(isotonic_regression(logits, truth))).float()
         probe.calibration = "isotonic"
@@ -322,7 +331,7 @@ def _numbered(groups: Sequence[Hashable]) -> NDArray[np.int64]:
 def _cross_fitted_logits(
     states: NDArray[np.floating], targets: NDArray[Any], group: NDArray[np.int64], **how: Any
 ) -> NDArray[np.float64]:
-    """(n,) of a linear probe that was fitted on rows of other groups; where there is one group, on the same."""
+    """(n,) of a probe that was fitted on rows of other groups; where there is one group, on the same."""
     fold = (np.random.default_rng(0).permutation(group.max() + 1) % FOLDS)[group]
     logits = np.zeros(len(targets))
     for held_out in np.unique(fold):

@@ -31,13 +31,15 @@ class Probe(nn.Module):
     def __init__(self, dimension: int, attention: bool) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.zeros(dimension)) if attention else None
-        """Tokens are weighed by softmax over t of query . state_t / sqrt(D): all alike as long as it is zero."""
+        """Tokens are weighed by softmax over t of query . state_t / sqrt(D): all alike where it is zero."""
         self.register_buffer("mean", torch.zeros(dimension))
         self.register_buffer("scale", torch.ones(dimension))
         self.register_buffer("slope", torch.ones(()))
         self.register_buffer("offset", torch.zeros(()))
         self.register_buffer("curve", torch.zeros(2, 0))
         self.calibration = "none"
+        self.epochs: int | None = None
+        """Of ``mlp``: passes over the training part until the weights were as they are."""
 
     def forward(self, state: Tensor) -> Tensor:
         """(B, D) or (B, T, D) states to (B, 2) logits: known, unknown; not calibrated."""

@@ -43,7 +43,8 @@ from ka2l_ray.probes import (
     split_indices,
     split_of,
 )
-from ka2l_ray.uncertainty.calibration import calibration_error, figures, summary
+from ka2l_ray.probes.fitting import balanced
+from ka2l_ray.uncertainty.calibration import calibration_error, figures, log_loss, summary
 from ka2l_ray.uncertainty.ranking import auroc
 
 SETTINGS = {"layer": 3, "kind": "mlp", "hidden_width": 64, "learning_rate": 1e-3, "epochs": 20, "batch_size": 32, "seed": 0}
@@ -212,7 +213,16 @@ def test_fit_reports_the_figures_of_its_own_predictions() -> None:
     assert fit.validation_loss == pytest.approx(-np.log(np.where(noisy == 1, p, 1 - p)).mean(), rel=1e-4)
     assert fit.validation_auroc == pytest.approx(pairwise_auroc(noisy, p))
     assert [epoch for epoch, _ in epochs] == list(range(20))
-    assert fit.train_loss == epochs[-1][1] < epochs[0][1]
+    assert fit.train_loss == pytest.approx(log_loss(labels[100:], predict(probe, states[100:]), balanced(labels[100:])))
+    assert probe.epochs == 20
+
+
+def test_one_good_epoch_is_training() -> None:
+    states, labels = separable(400)
+    how = {"hidden_width": 64, "learning_rate": 5e-3, "epochs": 1, "early_stopping": False}
+    told: list[float] = []
+    _, fit = fit_probe(states, labels, validation=separable(50), on_epoch=lambda _, loss: told.append(loss), **how)
+    assert fit.train_loss < 0.8 * told[-1]  # a mean over the epoch, most of it before
 
 
 def test_fit_repeats_with_its_seed_whatever_the_global_one() -> None:
@@ -288,6 +298,12 @@ def test_an_mlp_is_read_with_the_biases_that_its_card_has(biases: bool) -> None:
     x = torch.randn(5, 6)
     assert torch.equal(p_unknown(loaded, x), p_unknown(probe, x))
     assert ("gate and up with biases" in card_page(card)) == biases
+
+
+def test_the_epochs_of_an_mlp_are_saved_with_it() -> None:
+    probe, _ = fit_probe(*separable(60), validation=separable(20, seed=1), hidden_width=4, epochs=3, early_stopping=False)
+    again, card = probe_from_bytes(probe_to_bytes(probe, ProbeCard("mlp", 0, 8, 4, biases=True)), "here")
+    assert again.epochs == card.epochs == 3
 
 
 def test_an_mlp_saved_before_there_were_biases_is_still_read() -> None:
@@ -516,9 +532,9 @@ def test_the_mlp_stops_when_validation_stops_falling_and_keeps_its_best_weights(
     held_out = at_norm(5, 100, seed=1)
     told: list[float] = []
     how = {**SETTINGS, "learning_rate": 1e-2, "epochs": 300, "patience": 3, "class_weights": "none"}
-    probe, fit = fit_probe(states, labels, validation=held_out, on_epoch=lambda _, loss: told.append(loss), **how)
+    probe, _ = fit_probe(states, labels, validation=held_out, on_epoch=lambda _, loss: told.append(loss), **how)
     assert len(told) < 300
-    assert fit.train_loss == told[-4]  # three epochs were no better
+    assert probe.epochs == len(told) - 3  # which were no better
     before = fit_probe(states, labels, validation=held_out, **{**how, "epochs": len(told) - 3})[0]
     assert torch.equal(probe.head.weight, before.head.weight)
 
@@ -558,6 +574,17 @@ def test_copies_of_a_question_do_not_calibrate_the_probe_that_was_fitted_on_them
             found.append(calibration_error(truth, predict(probe, unseen)))
         errors[name] = np.mean(found)
     assert max(errors.values()) < errors["once"] + 0.04
+
+
+def test_few_questions_calibrate_the_mlp_on_all_that_it_was_fitted_and_validated_on() -> None:
+    errors = []
+    for seed in range(3):
+        states, labels = at_norm(5, 400, 64, seed=seed)
+        unseen, truth = at_norm(5, 4000, 64, seed=100 + seed)
+        how = {"kind": "mlp", "hidden_width": 128, "learning_rate": 1e-3}
+        probe, _, _ = fit_layers({0: states}, labels, validation=np.arange(400) >= 320, **how)
+        errors.append(calibration_error(truth, predict(probe, unseen)))
+    assert np.mean(errors) < 0.03
 
 
 def test_states_that_are_all_alike_have_the_base_rate() -> None:
@@ -601,6 +628,25 @@ def test_attention_finds_the_token_that_says_the_label_where_the_mean_and_the_la
     assert found["attention"] > 0.97
     assert found["attention"] > found["mean"] + 0.05
     assert found["last"] < 0.6
+
+
+def test_the_mlp_weighs_tokens_as_well_as_the_line() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 500).astype(np.int8)
+    tokens = rng.normal(size=(500, 20, 8)).astype(np.float32)
+    place = np.arange(500), rng.integers(0, 20, 500)
+    tokens[(*place, 0)] += 8  # marks the token to read
+    tokens[(*place, 1)] += 3 * (2 * labels - 1)
+    part, validation = (tokens[:350], labels[:350]), (tokens[350:], labels[350:])
+    line, _ = fit_probe(*part, validation=validation, kind="linear")
+    assert line.query is not None
+    for standardize in (True, False):
+        how = {"kind": "mlp", "hidden_width": 64, "standardize": standardize}
+        untrained, _ = fit_probe(*part, validation=validation, epochs=1, learning_rate=1e-12, **how)
+        assert untrained.query is not None
+        scores = [(tokens / probe.scale.numpy()) @ probe.query.detach().numpy() for probe in (line, untrained)]
+        np.testing.assert_allclose(scores[1], scores[0], atol=1e-4)  # ranks a question's tokens as the line does
+        assert fit_probe(*part, validation=validation, epochs=8, **how)[1].validation_auroc > 0.9
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
