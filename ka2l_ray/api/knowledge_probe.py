@@ -42,6 +42,11 @@ logger = logging.getLogger(__name__)
 
 States = dict[int, NDArray[np.float32]]
 
+TEST_FROM = 200
+"""Different questions from which some are set apart for the card's figures alone."""
+TEST_SHARE, LEAST_TEST = 0.1, 40
+"""A tenth of the questions, as in KA2L, and as many at least."""
+
 
 class KnowledgeProbe:
     """A classifier of known and unknown on the hidden state that predicts the first answer token; the layer is chosen inside.
@@ -56,6 +61,7 @@ class KnowledgeProbe:
         kind: ``linear``, ridge logistic regression; or ``mlp``, KA2L's.
         layers: to choose among; 0 are the embeddings.
         validation: share of the questions that chooses the layer rather than being fitted on. Equal questions never part ways.
+            Of 200 labelled questions or more a tenth, 40 at least, does neither, and is for the card's figures.
         prompt, device: as of ``Uncertainty``.
         seed: of the split, and of ``mlp``.
         settings: further keys of the configuration's ``probe``, such as ``target``, ``position``, ``calibration``.
@@ -64,7 +70,8 @@ class KnowledgeProbe:
         classes_: ``[0, 1]``: known, unknown.
         layer_: the layer chosen.
         fits_: how well each layer did on validation.
-        card: what the probe reads, how it was fitted, and how well it does.
+        card: what the probe reads, how it was fitted, and how well it does: ``figures["test"]``, where there are enough
+            questions, of those that had no part in it; ``figures["validation"]`` flatter.
     """
 
     classes_ = np.array([0, 1])
@@ -111,28 +118,29 @@ class KnowledgeProbe:
         kept = np.flatnonzero(~np.isnan(targets))
         groups, targets = [groups[i] for i in kept], targets[kept].astype(np.float32)
         labels = None if labels is None else labels[kept]
-        states = {layer: rows[kept] for layer, rows in states.items()}
-        if self.config.target == "label":
-            held_out = _validation_rows(groups, targets, self.validation, self.seed)
-        else:
-            held_out = _validation_rows(groups, _sides(targets, self.config.target), self.validation, self.seed, least=1)
         for layer, rows in states.items():
-            check_finite(rows, groups, layer)
+            check_finite(rows[kept], groups, layer)
+        sides, least = (targets, 2) if self.config.target == "label" else (_sides(targets, self.config.target), 1)
+        held_out = _validation_rows(groups, sides, self.validation, self.seed, least=least)
+        tested = np.zeros(len(groups), bool) if labels is None else _test_rows(groups, sides, ~held_out, self.seed)
+        fitted = np.flatnonzero(~tested)
         apart = {"target", "position", "layers", "workers"}
         probe, best, self.fits_ = fit_layers(
-            states,
-            np.zeros(len(groups), np.int8) if labels is None else labels,
-            validation=held_out,
-            targets=targets,
-            groups=[_identity(group) for group in groups],
+            {layer: rows[kept[fitted]] for layer, rows in states.items()},
+            np.zeros(len(fitted), np.int8) if labels is None else labels[fitted],
+            validation=held_out[fitted],
+            targets=targets[fitted],
+            groups=[_identity(groups[i]) for i in fitted.tolist()],
             seed=self.seed,
             **self.config.model_dump(exclude=apart),
         )
-        p, truth = predict(probe, states[best.layer][held_out]), None if labels is None else labels[held_out]
-        found = {} if truth is None else {"validation": summary(truth, p)}
+        found, judged = {}, None
+        for part, at in {"validation": held_out, "test": tested}.items():
+            if labels is not None and at.any():
+                p = predict(probe, states[best.layer][kept[at]])
+                found[part], judged = summary(labels[at], p), figures(labels[at], p)
         self._probe, self._card = probe, self._card_of(probe, best.layer, found)
-        judged = None if truth is None else figures(truth, p)
-        warning = learned_nothing(best, targets[~held_out], self.config.class_weights, judged)
+        warning = learned_nothing(best, targets[~held_out & ~tested], self.config.class_weights, judged)
         if warning:
             logger.warning("%s", warning)
         return self
@@ -150,6 +158,7 @@ class KnowledgeProbe:
             class_weights=self.config.class_weights,
             calibration=probe.calibration,
             source=None if self.model is None else self.model.source(),
+            epochs=probe.epochs,
             figures=found,
         )
 
@@ -162,14 +171,19 @@ class KnowledgeProbe:
         return self._fitted()[1]
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """(n, 2) probabilities of known and unknown, as in scikit-learn; of questions no block beyond ``layer_`` runs."""
+        """(n, 2) probabilities of known and unknown, as in scikit-learn; of questions no block beyond ``layer_`` runs.
+
+        Raises:
+            UserError: states of another layer or width, or that are not finite.
+        """
         probe, card = self._fitted()
-        states, _, _ = self._read(X, card.layer)
+        states, groups, _ = self._read(X, card.layer)
         if states[card.layer].shape[-1] != card.dimension:
             raise UserError(
                 f"these states have {states[card.layer].shape[-1]} dimensions, the probe was fitted on {card.dimension}; "
                 "give states of the same model and layer"
             )
+        check_finite(states[card.layer], groups, card.layer)
         p = predict(probe, states[card.layer]).astype(np.float64)
         return np.stack([1 - p, p], axis=1)
 
@@ -242,6 +256,7 @@ class KnowledgeProbe:
         """(states by layer, what rows must not be parted by: question or equal states, columns that came with them)."""
         position = self.config.position if only is None else self._fitted()[1].position
         alone = self.config.layers[0] if self.config.layers != "all" and len(self.config.layers) == 1 else 0
+        alone = alone if only is None else only  # one array is the layer that is meant
         given = _given_states(X, position, alone)
         if given is None:
             if self.model is None:
@@ -257,13 +272,12 @@ class KnowledgeProbe:
             states = self.model.states(asked.questions, layers if only is None else [only], position)
             return states, asked.questions, asked.columns or {}
         wanted = list(given) if self.config.layers == "all" else self.config.layers
-        if only is not None:
-            wanted = list(given) if len(given) == 1 else [only]  # one array is the layer that is meant
+        wanted = wanted if only is None else [only]
         missing = [layer for layer in wanted if layer not in given]
         if missing:
             raise UserError(f"no states of layer {missing[0]} were given, only of {list(given)}")
-        states = {layer: given[layer] for layer in wanted} if only is None else {only: given[wanted[0]]}
-        return states, [] if only is not None else _equal_rows(given), {}
+        n = len(next(iter(given.values())))
+        return {layer: given[layer] for layer in wanted}, _equal_rows(given) if only is None else [*map(str, range(n))], {}
 
 
 def _given_states(X: Any, position: Position, alone: int) -> States | None:
@@ -303,7 +317,8 @@ def _numbers(X: Any) -> NDArray[np.float32] | None:
         X = X.detach().float().cpu().numpy()
     if isinstance(X, np.ndarray) or hasattr(X, "iloc") or (isinstance(X, Sequence) and X and not isinstance(X[0], str | Mapping)):
         array = np.asarray(X)
-        return array.astype(np.float32) if array.dtype.kind in "fiub" else None
+        with np.errstate(over="ignore"):  # infinite then, which is refused by name
+            return array.astype(np.float32) if array.dtype.kind in "fiub" else None
     return None
 
 
@@ -386,6 +401,20 @@ def _validation_rows(
     if not chosen:
         raise DegenerateLabelsError(f"{len(label_of)} questions are too few for a probe; give more")
     return np.array([name in chosen for name in names])
+
+
+def _test_rows(groups: Sequence[str], labels: NDArray[Any], free: NDArray[np.bool_], seed: int) -> NDArray[np.bool_]:
+    """(n,) the rows, of those ``free`` of another part, that neither fit nor choose nor calibrate; none of too few questions."""
+    names = np.array([_identity(group) for group in groups])
+    questions, rest = len(set(names)), len(set(names[free]))
+    share = max(TEST_SHARE, LEAST_TEST / max(1, questions)) * questions / max(1, rest)
+    tested = np.zeros(len(names), bool)
+    if questions >= TEST_FROM and share < 0.5:  # most are for fitting
+        try:
+            tested[free] = _validation_rows(names[free].tolist(), labels[free], share, seed)
+        except DegenerateLabelsError:  # too few of a label to do without any
+            return tested
+    return tested
 
 
 def _file(path: str | Path) -> Path:

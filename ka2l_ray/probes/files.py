@@ -1,7 +1,7 @@
 """A probe as a public artefact: safetensors with a card, and the card as a page.
 
 The card says what the probe reads (model, prompt, layer, position), what it was fitted to, how well it does on questions that it
-was not fitted on, and how it was calibrated: all that someone needs to use it, or not to.
+was not fitted on (and whether they chose anything), and how it was calibrated: all that someone needs to use it, or not to.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ class ProbeCard:
     epochs: Annotated[int, Field(ge=1)] | None = None
     """Of ``mlp``: ``Probe.epochs``, written with the probe."""
     figures: Annotated[dict[str, Any], AfterValidator(_with_figures)] = field(default_factory=dict)
-    """``uncertainty.calibration.summary`` on rows that the probe was not fitted on, under the name of those rows."""
+    """``uncertainty.calibration.summary`` on rows whose labels its weights were not fitted to, under their name: ``test`` had no
+    part in it at all, ``validation`` chose layer and epochs."""
 
 
 def probe_to_bytes(probe: Probe, card: ProbeCard) -> bytes:
@@ -227,7 +228,12 @@ def card_page(card: ProbeCard) -> str:
     rows |= {"class weights": card.class_weights, "calibration": card.calibration}
     lines += ["| | |", "|---|---|", *(f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows.items())]
     for part, found in card.figures.items():
-        lines += ["", f"On {found['rows']} questions of {part}, {found['base_rate']:.1%} of them unknown:", ""]
+        flatter = (
+            " (they chose the layer, of mlp also the epochs and a part of the curve, and flatter it)"
+            if part == "validation"
+            else ""
+        )
+        lines += ["", f"On {found['rows']} questions of {part}, {found['base_rate']:.1%} of them unknown{flatter}:", ""]
         lines += [f"* {name}: {found[key]:.3f}" for key, name in FIGURES.items()]
     lines += ["", "```python", *_use(card), "```", ""]
     return "\n".join(lines)

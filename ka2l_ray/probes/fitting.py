@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ka2l_ray.config import ProbeConfig
 from ka2l_ray.probes.networks import Kind, LinearProbe, Probe, logit_of, make_probe, p_unknown
 from ka2l_ray.seeds import derive_seed
-from ka2l_ray.uncertainty.calibration import ISOTONIC_FROM, Figures, isotonic_regression, log_loss, platt_scaling
+from ka2l_ray.uncertainty.calibration import ISOTONIC_FROM, Figures, auroc_interval, isotonic_regression, log_loss, platt_scaling
 from ka2l_ray.uncertainty.ranking import concordance
 
 DEFAULTS = ProbeConfig()
@@ -27,6 +27,8 @@ FOLDS = 5
 CHUNK = 4096  # rows of one forward pass
 LEAST_GAIN = 0.02
 """Of what could be gained over the base rate's entropy: a probe that gains less has learned nothing."""
+LEAST_AUROC = 0.6
+"""An AUROC whose 95 % interval goes below may be chance, and the choice among layers."""
 
 Weights = tuple[float, float]
 """Of what is known and of what is unknown, in the loss."""
@@ -345,7 +347,8 @@ def _cross_fitted_logits(
 def learned_nothing(
     fit: LayerFit, targets: NDArray[Any], class_weights: Literal["balanced", "none"], held_out: Figures | None
 ) -> str | None:
-    """A warning, where the training loss stayed at the base rate's entropy, or p(unknown) is no better than the base rate.
+    """A warning, where the training loss stayed at the base rate's entropy, or where p(unknown) is no better than the base rate
+    and its AUROC may be chance: of a hundred rows the loss alone says too little.
 
     Args:
         targets: of the training part.
@@ -362,10 +365,12 @@ def learned_nothing(
         )
     if held_out is None or np.isnan(held_out.auroc):  # no labels, or all alike
         return None
-    if held_out.log_loss > (1 - LEAST_GAIN) * held_out.base_rate_entropy:
+    low, high = auroc_interval(held_out)
+    if held_out.log_loss > (1 - LEAST_GAIN) * held_out.base_rate_entropy and low < LEAST_AUROC:
         return (
             f"on {held_out.rows} questions it was not fitted on the probe's loss is {held_out.log_loss:.4f} nats, that of always "
-            f"saying the base rate {held_out.base_rate_entropy:.4f}: it says nothing about other questions; raise "
+            f"saying the base rate {held_out.base_rate_entropy:.4f}, and its AUROC is within {low:.2f} and "
+            f"{high:.2f}: it says nothing about other questions; raise "
             "pool.probing_size, or look at the labels (entropy.rule)"
         )
     return None

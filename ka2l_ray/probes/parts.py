@@ -78,10 +78,18 @@ def check_targets(targets: NDArray[np.float32], parts: dict[Part, NDArray[np.int
 
 
 def check_finite(states: NDArray[np.floating], question_ids: Sequence[str], layer: int) -> None:
-    """Raise a UserError that names the first question with a NaN or infinite state (tokens that are all NaN are padding)."""
+    """Raise a UserError that names the first question with a NaN or infinite state (tokens that are all NaN are padding), or with
+    no token."""
     wrong = ~np.isfinite(states)
     if states.ndim == 3:
-        wrong = (wrong & ~np.isnan(states).all(axis=2, keepdims=True)).any(axis=2)
+        padding = np.isnan(states).all(axis=2)
+        empty = np.flatnonzero(padding.all(axis=1))
+        if len(empty):
+            raise UserError(
+                f"hidden states: question '{question_ids[empty[0]]}' has no tokens in layer {layer}, all are padding "
+                f"({len(empty)} of {len(states)} questions do); give the states of one token each at least"
+            )
+        wrong = (wrong & ~padding[..., None]).any(axis=2)
     bad = np.flatnonzero(wrong.any(axis=1))
     if len(bad):
         raise UserError(

@@ -143,6 +143,18 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def auroc_interval(seen: Figures) -> tuple[float, float]:
+    """Hanley and McNeil's (1982) interval of 95 % for an AUROC; NaN where there are no two classes."""
+    a, positives = seen.auroc, seen.rows * seen.base_rate
+    negatives = seen.rows - positives
+    if math.isnan(a) or not positives or not negatives:
+        return float("nan"), float("nan")
+    of_positives, of_negatives = a / (2 - a) - a**2, 2 * a**2 / (1 + a) - a**2
+    variance = a * (1 - a) + (positives - 1) * of_positives + (negatives - 1) * of_negatives
+    half = Z * math.sqrt(max(0.0, variance) / (positives * negatives))
+    return max(0.0, a - half), min(1.0, a + half)
+
+
 def platt_scaling(logit: Floats, truth: Truth) -> tuple[float, float]:
     """(slope, offset) of sigmoid(slope x logit + offset) by maximum likelihood, with Platt's (1999) targets: a truth that the
     logits separate wholly leaves the slope finite. The slope is never below ``LEAST_SLOPE``, whatever the logits' unit:

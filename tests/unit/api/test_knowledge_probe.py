@@ -141,6 +141,51 @@ def test_wrong_use_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+def test_the_cards_figures_are_of_questions_that_chose_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Of noise the best of 25 layers flatters itself on validation, and on the test part does not."""
+    found: dict[str, list[float]] = {"validation": [], "test": []}
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        noise, labels = rng.normal(size=(500, 25, 16)).astype(np.float32), rng.integers(0, 2, 500)
+        card = KnowledgeProbe().fit(noise, labels).card
+        for part, of in found.items():
+            of.append(card.figures[part]["auroc"])
+        assert card.figures["test"]["rows"] == 50
+    assert np.mean(found["validation"]) > 0.58
+    assert np.mean(found["test"]) == pytest.approx(0.5, abs=0.06)  # two standard deviations of six times fifty
+    assert len([each for each in caplog.records if "says nothing" in each.message]) >= 4
+    assert "they chose the layer" in card_page(card)
+
+
+def test_few_questions_or_one_rare_label_have_no_test_part() -> None:
+    states, labels = layered(300)
+    assert set(KnowledgeProbe().fit(states[:199], labels[:199]).card.figures) == {"validation"}
+    assert set(KnowledgeProbe().fit(states, np.arange(300) < 2).card.figures) == {"validation"}
+    copies = KnowledgeProbe().fit(np.tile(states[:250], (2, 1, 1)), np.tile(labels[:250], 2)).card
+    assert copies.figures["test"]["rows"] == 2 * 40
+
+
+def test_states_of_another_layer_or_that_are_not_finite_are_refused() -> None:
+    states, labels = layered(120)
+    probe = KnowledgeProbe(layers=[1]).fit(states, labels)
+    one = states[:, 1].astype(np.float64)
+    refused: list[tuple[Any, str]] = [({7: one}, r"no states of layer 1 were given, only of \[7\]")]
+    for bad in (np.nan, np.inf, 1e300):
+        wrong = one.copy()
+        wrong[5, 2] = bad
+        refused.append((wrong, "question '5' has a non-finite value in layer 1"))
+    for given, message in refused:
+        for use in (probe.predict_proba, probe.predict):
+            with pytest.raises(UserError, match=message):
+                use(given)
+    tokens = np.random.default_rng(0).normal(size=(60, 4, 8)).astype(np.float32)
+    weighed = KnowledgeProbe(position="attention", layers=[1]).fit(tokens, np.arange(60) % 2)
+    tokens[7] = np.nan
+    for act in (lambda: weighed.predict(tokens), lambda: weighed.fit(tokens, np.arange(60) % 2)):
+        with pytest.raises(UserError, match="question '7' has no tokens in layer 1"):
+            act()
+
+
 def test_rows_without_a_label_are_left_out() -> None:
     states, labels = layered(120)
     some = labels.astype(object)

@@ -9,12 +9,14 @@ import pytest
 from scipy.optimize import minimize
 
 from ka2l_ray.uncertainty.calibration import (
+    auroc_interval,
     calibration_error,
     figures,
     isotonic_regression,
     log_loss,
     platt_scaling,
     reliability,
+    sigmoid,
 )
 from ka2l_ray.uncertainty.ranking import auroc, concordance
 
@@ -170,6 +172,18 @@ def test_an_isotonic_curve_rises_everywhere_and_fits() -> None:
     unseen = rng.normal(size=5000)
     p = np.interp(unseen, knots, heights)
     assert np.abs(p - (0.2 + 0.6 * (unseen > 0.3))).mean() < 0.03
+
+
+def test_the_interval_of_an_auroc_is_as_wide_as_it_varies_from_sample_to_sample() -> None:
+    rng = np.random.default_rng(0)
+    seen = []
+    for _ in range(400):
+        truth = np.arange(120) % 4 == 0
+        seen.append(figures(truth, sigmoid(rng.normal(size=120) + 1.2 * truth)))
+    spread = np.std([each.auroc for each in seen])
+    low, high = np.mean([auroc_interval(each) for each in seen], axis=0)
+    assert (high - low) / 2 == pytest.approx(1.96 * spread, rel=0.1)
+    assert all(math.isnan(each) for each in auroc_interval(figures(np.ones(5), np.full(5, 0.5))))
 
 
 def test_concordance_is_the_auroc_of_two_classes_and_a_rank_correlation_of_many() -> None:
