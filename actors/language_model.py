@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import torch
 from numpy.typing import NDArray
 
 from ka2l_ray import schema
 from ka2l_ray.actors.placement import replicas_a_node
+from ka2l_ray.actors.scorer import NOT_FINITE, Scorer, Wanted
 from ka2l_ray.actors.threads import set_threads
 from ka2l_ray.actors.vllm_engine import VLLM_MOST_SAMPLES, EngineCrashed, VLLMEngine, require_vllm
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
@@ -31,6 +34,21 @@ from ka2l_ray.store.storage import Storage
 from ka2l_ray.uncertainty.p_true import Answered, case, encode
 
 COUNTS = b"counts"  # in a shard's file metadata: what it cost, so that a stage that went on adds up to the same
+MEMORY_OF_VLLM = ("gpu_memory_utilization", "kv_cache_memory_bytes", "swap_space", "cpu_offload_gb")
+"""Its arguments that say what fits, and no result; as does engine.max_model_len."""
+TOO_LONG_FOR = b"too_long_for"  # beside it, where questions are too long for the engine: the engine.max_model_len in force
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a replica says of a shard that it wrote."""
+
+    rows: int
+    errors: int = 0
+    reason: str = ""
+    """Of the first error."""
+    loading: float | None = None
+    """Seconds that the model's loading took, where this shard was the replica's first."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +83,8 @@ def engine_identity(engine: EngineConfig, backend: str) -> dict[str, Any]:
     device = "gpu" if engine.gpus_each else "cpu"  # decides the dtype where that is left to us
     if backend == "transformers":
         return {"backend": backend, "device": device, **batching}
-    return {"backend": backend, "device": device, "max_model_len": engine.max_model_len, "vllm": engine.vllm}
+    decides = {name: value for name, value in engine.vllm.items() if name not in MEMORY_OF_VLLM}
+    return {"backend": backend, "device": device, "vllm": decides}
 
 
 def check_engine(model: ModelConfig, engine: EngineConfig, k: int) -> None:
@@ -101,7 +120,7 @@ class Role:
 
     @classmethod
     def of(cls, model: Model, method: str, arguments: tuple[Any, ...], engine: EngineConfig, lora_rank: int) -> Self:
-        backend = engine.hidden_states if method == "hidden_states" else engine.name
+        backend = {"hidden_states": engine.hidden_states, "score": "transformers"}.get(method, engine.name)
         if backend == "transformers":
             return cls(model.base, model.prompt, backend, engine, 0)
         rank = lora_rank
@@ -121,6 +140,7 @@ class LanguageModelActor:
     def __init__(self, role: Role) -> None:
         self.role = role
         self.engine: LanguageModel | VLLMEngine | None = None
+        self.scorer: Scorer | None = None
 
     def run(
         self,
@@ -131,32 +151,53 @@ class LanguageModelActor:
         adapter: str | None,
         adapter_key: str | None,
         arguments: tuple[Any, ...],
-    ) -> int:
-        """One of the methods below on a shard, written as ``file``; its rows.
+    ) -> Done:
+        """One of the methods below on a shard, written as ``file``. Questions too long for the engine are written with an error.
 
         Raises:
             UserError: wrong input.
             EngineLost: this engine can do no more; EngineCrashed where that is known to be an exception of its own.
         """
+        begun, new = time.monotonic(), self.engine is None
         try:
             engine = self._loaded()
+            loading = time.monotonic() - begun if new else None
             engine.use_adapter(adapter, adapter_key)
-            encoded = self._encode(questions, arguments[0].max_tokens if method in ("sample", "answer") else 0)
-            table, counts = getattr(self, method)(questions, encoded, *arguments)
+            encoded = self._encode(questions)
+            too_long = self._too_long(encoded, arguments[0].max_tokens if method in ("sample", "answer") else 0)
+            fits = [row for row in range(len(encoded)) if row not in too_long]
+            encoded = [encoded[row] for row in fits]
+            table, counts = self._failed(method, questions.slice(0, 0), [], arguments), {}
+            if fits:
+                table, counts = getattr(self, method)(_taken(questions, fits), encoded, *arguments)
         except torch.AcceleratorError as error:  # a CUDA error stays for the life of the process
             raise EngineCrashed((str(error).splitlines() or [""])[0]) from error
         counts = {"prompt_tokens": sum(map(len, encoded)), **counts}
+        if too_long:
+            failed = self._failed(method, _taken(questions, list(too_long)), list(too_long.values()), arguments)
+            table = pa.concat_tables([table, failed])
+            table = table.replace_schema_metadata(
+                {**(table.schema.metadata or {}), TOO_LONG_FOR: str(self.role.engine.max_model_len)}
+            )
+            counts["errors"] = counts.get("errors", 0) + len(failed)
         Storage(out).write_table(file, with_counts(table, counts))
-        return len(table)
+        errors = table.filter(pc.is_valid(table["error"]))
+        reason = f"question '{errors['question_id'][0]}': {errors['error'][0]}" if len(errors) else ""
+        return Done(len(table), len(errors), reason, loading)
 
-    def give_up(self, method: str, out: str, file: str, questions: pa.Table, reason: str, arguments: tuple[Any, ...]) -> None:
+    def give_up(self, method: str, out: str, file: str, questions: pa.Table, reason: str, arguments: tuple[Any, ...]) -> Done:
         """Write questions that cannot be done: nulls and an error, in the method's schema."""
+        table = self._failed(method, questions, [reason] * len(questions), arguments)
+        Storage(out).write_table(file, with_counts(table, {"errors": len(table)}))
+        return Done(len(table), len(table), reason)
+
+    def _failed(self, method: str, questions: pa.Table, reasons: list[str], arguments: tuple[Any, ...]) -> pa.Table:
+        """Rows of nulls and an error each, in the method's schema."""
         table_schema = self._schema(method, arguments)
         given = {"question_id": questions["question_id"], "question": questions["question"]}
-        given["error"] = pa.array([reason] * len(questions))
+        given["error"] = pa.array(reasons, pa.string())
         columns = [given.get(field.name, pa.nulls(len(questions), field.type)) for field in table_schema]
-        table = pa.Table.from_arrays(columns, schema=table_schema)
-        Storage(out).write_table(file, with_counts(table, {"errors": len(table)}))
+        return pa.Table.from_arrays(columns, schema=table_schema)
 
     def sample(
         self,
@@ -245,9 +286,26 @@ class LanguageModelActor:
             for layer in layers:
                 for row, state in zip(rows, states[layer].to("cpu", stored).numpy(), strict=True):
                     gathered[layer][row] = state[: len(encoded[row])] if position == "attention" else state
-        columns = [_state_column(gathered[layer], engine.hidden_size) for layer in layers]
-        arrays = [questions["question_id"], questions["question"], pa.nulls(len(questions), pa.string()), *columns]
-        return pa.Table.from_arrays(arrays, schema=table_schema), {}
+        finite = [row for row in range(len(encoded)) if all(np.isfinite(gathered[layer][row]).all() for layer in layers)]
+        failed = sorted(set(range(len(encoded))).difference(finite))
+        unfit = self._failed("hidden_states", _taken(questions, failed), [NOT_FINITE] * len(failed), (layers, position))
+        if not finite:
+            return unfit, {"errors": len(failed)}
+        columns = [_state_column([gathered[layer][row] for row in finite], engine.hidden_size) for layer in layers]
+        whole = _taken(questions, finite)
+        arrays = [whole["question_id"], whole["question"], pa.nulls(len(whole), pa.string()), *columns]
+        table = pa.Table.from_arrays(arrays, schema=table_schema)
+        return pa.concat_tables([table, unfit]), {"errors": len(failed)} if failed else {}
+
+    def score(self, questions: pa.Table, encoded: list[list[int]], wanted: Wanted) -> tuple[pa.Table, dict[str, int]]:
+        """Scores by a probe, or by the model alone; rows of ``schema.SCORES``."""
+        if self.scorer is None or self.scorer.wanted != wanted:
+            engine = self._engine()
+            assert isinstance(engine, LanguageModel)
+            self.scorer = Scorer(engine, self.prompter, wanted, batch_tokens=self.role.engine.batch_tokens)
+        table = self.scorer(questions, encoded)
+        errors = len(table) - table["error"].null_count
+        return table, {"errors": errors} if errors else {}
 
     def close(self) -> None:
         """End what the engine started besides this process."""
@@ -278,22 +336,19 @@ class LanguageModelActor:
                 self.engine.end_ids.add(self.prompter.end_of_turn)
         return self.engine
 
-    def _encode(self, questions: pa.Table, answer_tokens: int) -> list[list[int]]:
-        """Token ids of the prompts.
+    def _encode(self, questions: pa.Table) -> list[list[int]]:
+        """Token ids of the prompts."""
+        return [self.prompter.encode(self.prompter.prompt(question)) for question in questions["question"].to_pylist()]
 
-        Raises:
-            UserError: a prompt and its answer are longer than the engine takes.
-        """
-        encoded = [self.prompter.encode(self.prompter.prompt(question)) for question in questions["question"].to_pylist()]
+    def _too_long(self, encoded: Sequence[Sequence[int]], answer_tokens: int) -> dict[int, str]:
+        """Rows whose prompt and answer are longer than the engine takes, and what to do about each."""
         room = min(self._engine().max_length, self.role.engine.max_model_len or sys.maxsize)
-        for question_id, ids in zip(questions["question_id"].to_pylist(), encoded, strict=True):
-            if len(ids) + answer_tokens > room:
-                raise UserError(
-                    f"question '{question_id}': its prompt has {len(ids)} tokens, its answer up to {answer_tokens}, the engine "
-                    f"takes {room}; raise engine.max_model_len where the model allows it, lower sampling.max_tokens, or leave "
-                    "the question out"
-                )
-        return encoded
+        return {
+            row: f"its prompt has {len(ids)} tokens, its answer up to {answer_tokens}, the engine takes {room}; raise "
+            "engine.max_model_len where the model allows it, lower sampling.max_tokens, or leave the question out"
+            for row, ids in enumerate(encoded)
+            if len(ids) + answer_tokens > room
+        }
 
     def _generate(
         self,
@@ -336,7 +391,7 @@ class LanguageModelActor:
             kind = pa.float32() if stored_dtype(engine.dtype) == torch.float32 else pa.float16()
             dtype = str(engine.dtype).removeprefix("torch.")
             return schema.hidden_states(engine.hidden_size, arguments[0], kind, dtype, arguments[1])
-        return {"sample": schema.SAMPLES, "answer": schema.PREDICTIONS, "p_true": schema.P_TRUE}[method]
+        return {"sample": schema.SAMPLES, "answer": schema.PREDICTIONS, "p_true": schema.P_TRUE, "score": schema.SCORES}[method]
 
 
 def with_counts(table: pa.Table, counts: dict[str, int]) -> pa.Table:
@@ -344,8 +399,12 @@ def with_counts(table: pa.Table, counts: dict[str, int]) -> pa.Table:
 
 
 def stored_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of hidden states in Parquet, which has no bfloat16."""
-    return torch.float32 if dtype == torch.float32 else torch.float16
+    """Of hidden states in Parquet, which has no bfloat16; float16 would overflow where bfloat16 does not."""
+    return torch.float16 if dtype == torch.float16 else torch.float32
+
+
+def _taken(questions: pa.Table, rows: Sequence[int]) -> pa.Table:
+    return questions.take(pa.array(rows, pa.int64()))
 
 
 def _state_column(states: list[NDArray[np.floating]], dimension: int) -> pa.Array:

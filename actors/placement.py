@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray._private.state import state
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from ka2l_ray.config import EngineConfig, RunConfig
 from ka2l_ray.errors import UserError
@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 Bundle = dict[str, float]
 LARGE_ON_A_CPU = 1e9  # parameters
+READERS_CPUS = 1.0  # of a stage of Ray Data or Ray Train, beside its workers
+MOST_TO_COME = 64  # nodes of a group that an autoscaler adds without a limit
 
 
 def replica_bundles(config: EngineConfig, backend: str | None = None) -> list[Bundle]:
@@ -61,13 +63,53 @@ def strategy(bundles: Sequence[Bundle], nodes: Sequence[Bundle]) -> str:
 
 
 def check_supply(config: EngineConfig, nodes: Sequence[Bundle], backend: str | None = None) -> None:
-    """Raise a UserError that holds demand against supply where ``nodes`` could never take the replicas."""
+    """Raise a UserError that holds demand against supply where ``nodes`` could never take a single replica."""
     bundles = replica_bundles(config, backend)
-    if _capacity(bundles, nodes, config.replicas) < config.replicas:
+    if not _capacity(bundles, nodes, 1):
         whole = ""
         if backend == "transformers" and config.tensor_parallel * config.pipeline_parallel > 1:
-            whole = " on one node each, as pool scoring and the transformers engine want it"
-        raise UserError(f"{_demand(config)}{whole}; {_supply(nodes)}; {_remedy(config, nodes)}")
+            whole = " on one node, as pool scoring and the transformers engine want it"
+        raise UserError(f"{demand(config)}{whole}; {_supply(nodes)}; {_remedy(config, nodes)}")
+
+
+def check_worker(section: str, each: Bundle, nodes: Sequence[Bundle]) -> None:
+    """Raise a UserError where ``nodes`` could never take one worker of a stage, and one CPU for what reads its rows.
+
+    Args:
+        section: of the configuration, for the message.
+        each: what a worker reserves.
+    """
+    if not _fitting(1, each, nodes):
+        remedy = "set engine.gpus=0 to compute on CPUs, or " if each.get("GPU") else ""
+        raise UserError(
+            f"{section} asks for {_amounts(each)} a worker and one for what reads its rows; {_supply(nodes)}; {remedy}join a "
+            "larger cluster"
+        )
+
+
+def workers_now(section: str, wanted: int, each: Bundle) -> int:
+    """How many of ``wanted`` workers the living nodes take beside one CPU for readers; at least one, which is waited for.
+
+    Fewer than wanted do the same work in more time: the result does not depend on their number.
+
+    Raises:
+        UserError: as of ``check_worker``.
+    """
+    check_worker(section, each, possible_nodes())
+    found = max(1, _fitting(wanted, each, cluster_nodes()))
+    if found < wanted:
+        logger.warning("%s asks for %d workers of %s; %d fit now", section, wanted, _amounts(each), found)
+    return found
+
+
+def _fitting(wanted: int, each: Bundle, nodes: Sequence[Bundle]) -> int:
+    free = sorted((dict(node) for node in nodes), key=lambda node: node.get("CPU", 0.0))
+    if not _place([{"CPU": READERS_CPUS}], free[::-1]):  # the node with the most
+        return 0
+    found = 0
+    while found < wanted and _place([each], free):
+        found += 1
+    return found
 
 
 def replicas_a_node(config: EngineConfig) -> int:
@@ -82,40 +124,23 @@ def cluster_nodes() -> list[Bundle]:
     return [{k: node["Resources"].get(k, 0.0) for k in ("CPU", "GPU")} for node in ray.nodes() if node["Alive"]]
 
 
-@contextmanager
-def reserved(config: EngineConfig, backend: str | None = None) -> Iterator[list[PlacementGroup]]:
-    """A placement group for each replica; all are removed at the end, whatever happens.
-
-    Raises:
-        UserError: the cluster is too small, or stays busy for ``config.placement_timeout`` seconds.
-    """
-    groups = reserve(config, backend)
-    try:
-        yield groups
-    finally:
-        remove(groups)
+def possible_nodes() -> list[Bundle]:
+    """CPUs and GPUs of the living nodes, and of those that an autoscaler may add."""
+    cluster = state.get_cluster_config()
+    groups = [] if cluster is None else cluster.node_group_configs
+    to_come = [
+        {kind: float(group.resources.get(kind, 0)) for kind in ("CPU", "GPU")}
+        for group in groups
+        for _ in range(MOST_TO_COME if group.max_count < 0 else group.max_count)
+    ]
+    return cluster_nodes() + to_come
 
 
-def reserve(config: EngineConfig, backend: str | None = None) -> list[PlacementGroup]:
-    """As ``reserved``; the caller removes the groups."""
-    nodes = cluster_nodes()
-    check_supply(config, nodes, backend)
-    bundles = replica_bundles(config, backend)
-    how = strategy(bundles, nodes)
-    groups: list[PlacementGroup] = []
-    try:
-        groups += [placement_group(bundles, strategy=how) for _ in range(config.replicas)]
-        ready, waiting = ray.wait([g.ready() for g in groups], num_returns=len(groups), timeout=config.placement_timeout)
-        if waiting:
-            free = ray.available_resources()
-            raise UserError(
-                f"{_demand(config)}; after {config.placement_timeout:g} s {len(ready)} of {config.replicas} replicas have a "
-                f"place, {_amounts(free)} are free; wait for other work to end, or raise engine.placement_timeout"
-            )
-    except BaseException:
-        remove(groups)
-        raise
-    return groups
+def has_a_place(group: PlacementGroup) -> bool:
+    """Whether all its bundles are on living nodes."""
+    entry = placement_group_table(group)
+    living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return entry["state"] == "CREATED" and living.issuperset(entry["bundles_to_node_id"].values())
 
 
 def remove(groups: Sequence[PlacementGroup]) -> None:
@@ -152,7 +177,7 @@ def _holds(node: Bundle, bundle: Bundle) -> bool:
     return all(node.get(kind, 0.0) + 1e-6 >= amount for kind, amount in bundle.items())
 
 
-def _demand(config: EngineConfig) -> str:
+def demand(config: EngineConfig) -> str:
     one = total(replica_bundles(config))
     each = f"{config.replicas} replicas of {_amounts(one)} each" if config.replicas > 1 else "one replica"
     whole = {kind: amount * config.replicas for kind, amount in one.items()}
@@ -171,10 +196,10 @@ def _size(node: Bundle) -> tuple[float, float]:
 def _remedy(config: EngineConfig, nodes: Sequence[Bundle]) -> str:
     if config.gpus_each and not total(nodes)["GPU"]:
         return "set engine.gpus=0 to compute on CPUs, or join a cluster that has GPUs"
-    keys = ["engine.replicas" if config.replicas > 1 else "engine.cpus"]
-    if config.gpus_each and config.tensor_parallel * config.pipeline_parallel > 1:
-        keys.append("engine.tensor_parallel")
-    return f"lower {' or '.join(keys)}, or join a larger cluster"
+    key = "engine.cpus"
+    if config.gpus_each:
+        key = "engine.tensor_parallel" if config.tensor_parallel * config.pipeline_parallel > 1 else "engine.gpus"
+    return f"lower {key}, or join a larger cluster"
 
 
 def _amounts(resources: Any) -> str:

@@ -27,6 +27,7 @@ from scipy.optimize import curve_fit
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ka2l_ray import schema
+from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.config import EngineConfig, EntropyConfig, ModelConfig, PromptConfig
 from ka2l_ray.jobs.commands.inputs import SAMPLED
@@ -64,7 +65,7 @@ class PeakMemory:
             self.driver = max(self.driver, me.memory_info().rss)
             for process in psutil.process_iter(["cmdline", "memory_info"]):
                 title = " ".join(process.info["cmdline"] or [])
-                if ("ScoreBatch" in title or "ClusterBatch" in title) and process.info["memory_info"]:
+                if ("LanguageModelActor" in title or "ClusterBatch" in title) and process.info["memory_info"]:
                     self.worker = max(self.worker, process.info["memory_info"].rss)
 
 
@@ -119,7 +120,7 @@ def measure(n: int, folder: Path, stage: str, model: Model, pool: list[tuple[str
     probe = Artefact("probe", "probe", {}, {}, 0.0, "", str(folder / "probe"))
     card = ProbeCard("linear", LAYER, WIDTH, 1)
     probe.storage.write_bytes("probe.safetensors", probe_to_bytes(make_probe("linear", WIDTH, 1), card))
-    out = StageDirectory(str(folder / f"out-{n}"))
+    out, engines = StageDirectory(str(folder / f"out-{n}")), Engines(EngineConfig())
     with PeakMemory() as peak:
         start = time.perf_counter()
         if stage == "entropy":
@@ -133,9 +134,12 @@ def measure(n: int, folder: Path, stage: str, model: Model, pool: list[tuple[str
                 model=model,
                 probe=probe,
                 next_token_entropy=False,
-                engine=EngineConfig(),
+                option_entropy=False,
+                engine=engines.config,
+                engines=engines,
             )
         seconds = time.perf_counter() - start
+    engines.release()
     assert done.facts["rows"] == n
     return seconds, peak
 

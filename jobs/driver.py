@@ -34,6 +34,8 @@ from ka2l_ray.jobs.stages.sample import sample
 from ka2l_ray.jobs.stages.score import score, score_by_semantic_entropy
 from ka2l_ray.jobs.stages.select import select
 from ka2l_ray.ledger import Ledger
+from ka2l_ray.models.model_files import model_bytes
+from ka2l_ray.semantics.judges import judge_gpus
 from ka2l_ray.store.artefacts import Artefact, RunStore
 
 logger = logging.getLogger(__name__)
@@ -95,13 +97,10 @@ class _Loop:
             probing = self._draw_probing_set(at, round_, pool)
             samples = self._sample(f"{at}/samples", probing, model, round_)
             states = self._hidden_states(f"{at}/hidden_states", probing, model)
-            self._make_room(self.config.entropy.replicas)
             uncertainty = self._entropy(f"{at}/entropy", samples, self.decided)
             self._keep_rule(uncertainty)
             self._judge_greedy_answers(f"{at}/correctness", samples, answers)
-            self._make_room(self.config.probe.workers)
             classifier = self._probe(at, states, uncertainty)
-            self._make_room(self.config.engine.replicas * self.config.engine.reserved_cpus)
             scores = self._score(f"{at}/scores", pool, model, classifier, uncertainty)
             stopped = self._nothing_to_spend_on(scores, uncertainty)
             if stopped is not None:
@@ -110,7 +109,6 @@ class _Loop:
             self.annotations.append(annotate(self.store, f"{at}/annotations", selection=chosen, answers=answers))
             self.labelled |= frozenset(_ids(chosen))
             self._replay(at, pool, scores, uncertainty, model, round_)
-            self._make_room(self.config.finetune.workers * self.config.finetune.reserved_cpus)
             model = self._finetune(f"{at}/adapter", model)
             self._evaluate(f"{at}/evaluation", model)
             round_ += 1
@@ -139,13 +137,9 @@ class _Loop:
             near_duplicates(self.store, of_test_set("near_duplicates", name), pool=pool, test=test)
         return pool, answers
 
-    @property
-    def _share_of_gpu(self) -> float:
-        return 1.0 if self.use_gpu else 0.0
-
-    def _make_room(self, cpus: float) -> None:
-        """Before a stage of other workers than the language model's; they want a GPU each where the model has one."""
-        self.engines.make_room(cpus, max(cpus, self.engines.gpus) if self.use_gpu else 0)
+    def _make_room(self, workers: int, *, gpus: float, cpus: float = 1, memory: float = 0) -> None:
+        """Before a stage of other workers than the language model's; ``gpus``, ``cpus`` and ``memory`` (bytes) are of each."""
+        self.engines.make_room(workers * cpus, workers * gpus, workers * memory)
 
     def _draw_probing_set(self, at: str, round_: int, pool: Artefact) -> Artefact:
         return draw(
@@ -173,6 +167,8 @@ class _Loop:
         )
 
     def _entropy(self, name: str, samples: Artefact, decided: Decided | None) -> Artefact:
+        share = 1.0 if self.use_gpu else 0.0
+        self._make_room(self.config.entropy.replicas, gpus=judge_gpus(self.config.entropy, share))
         return entropy(
             self.store,
             name,
@@ -180,7 +176,7 @@ class _Loop:
             config=self.config.entropy,
             reading=self.config.reading,
             decided=decided,
-            gpus=self._share_of_gpu,
+            gpus=share,
         )
 
     def _judge_greedy_answers(self, name: str, samples: Artefact, answers: Artefact) -> None:
@@ -220,6 +216,7 @@ class _Loop:
 
     def _probe(self, at: str, states: Artefact, uncertainty: Artefact) -> Artefact | None:
         """This round's probe, or None where its labels leave nothing to tell apart."""
+        self._make_room(self.config.probe.workers, gpus=self.use_gpu)
         fitted = probe(
             self.store,
             f"{at}/probe",
@@ -252,6 +249,7 @@ class _Loop:
             next_token_entropy=wants_entropy,
             option_entropy="option_entropy" in needs,
             engine=self.config.engine,
+            engines=self.engines,
         )
 
     def _nothing_to_spend_on(self, scores: Artefact, uncertainty: Artefact) -> str | None:
@@ -335,19 +333,21 @@ class _Loop:
 
     def _replay_entropy(self, at: str, asked: Artefact, uncertainty: Artefact, model: Model, round_: int) -> Artefact:
         samples = self._sample(f"{at}/replay_samples", asked, model, round_)
-        self._make_room(self.config.entropy.replicas)
         return self._entropy(f"{at}/replay_entropy", samples, Decided.by(uncertainty))
 
     def _finetune(self, name: str, model: Model) -> Model:
         """M_{r+1}: from the base on all labels so far, or from the last adapter on the new ones."""
-        whole = self.config.finetune.start == "base"
+        config = self.config.finetune
+        memory = 0 if self.use_gpu else model_bytes(self.config.model)
+        self._make_room(config.workers, gpus=self.use_gpu, cpus=config.reserved_cpus, memory=memory)
+        whole = config.start == "base"
         rows = [*self.annotations, *self.replays] if whole else [self.annotations[-1], *self.replays[-1:]]
         adapter = finetune(
             self.store,
             name,
             annotations=rows,
             model=self.base if whole else model,
-            config=self.config.finetune,
+            config=config,
             seed=self.config.seed,
             use_gpu=self.use_gpu,
         )

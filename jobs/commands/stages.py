@@ -338,6 +338,7 @@ def score(
                 next_token_entropy=next_token_entropy,
                 option_entropy=option_entropy,
                 engine=at.config.engine,
+                engines=at.engines,
             )
         )
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from ka2l_ray import schema
 from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.judge import CorrectBatch, correctness_table
+from ka2l_ray.actors.placement import workers_now
 from ka2l_ray.config import EvaluationConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.stages.progress import progress
@@ -118,7 +119,8 @@ def correctness(
     else:
         work.write_table("answered/answered.parquet", answered.select(ASKED))
         gpus = judge_gpus(config, 1.0 if engines.gpus else 0.0)
-        engines.make_room(config.replicas, gpus * config.replicas)
+        actors = workers_now("evaluation", config.replicas, {"CPU": 1.0, "GPU": gpus})
+        engines.make_room(actors, gpus * actors)
         with progress(f"judge {name}") as update, shared(config, verdict_identity(config, reading.normalize)) as settings:
             rows = 0
 
@@ -133,7 +135,7 @@ def correctness(
                 worker=CorrectBatch,
                 arguments=(settings, reading),
                 columns=ASKED,
-                actors=config.replicas,
+                actors=actors,
                 cpus=1,
                 gpus=gpus,
                 rows_per_block=ROWS_PER_BLOCK,

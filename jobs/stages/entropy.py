@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from ka2l_ray.actors.judge import ClusterBatch
+from ka2l_ray.actors.placement import workers_now
 from ka2l_ray.config import EntropyConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.stages.labels import Decided, EntropyFacts, write_labels
@@ -132,6 +133,8 @@ def cluster_samples(
         on_file: told of each file of ``clusters``.
     """
     there = samples.read_schema(samples.parquet_files()[0]).names
+    gpus = judge_gpus(config, gpus)
+    actors = workers_now("entropy", config.replicas, {"CPU": 1.0, "GPU": gpus})
     with shared(config, verdict_identity(config, reading.normalize)) as settings:
         map_rows(
             samples,
@@ -139,9 +142,9 @@ def cluster_samples(
             worker=ClusterBatch,
             arguments=(settings, reading, asked, decided_at),
             columns=[name for name in ("question_id", "question", "generations", "finish_reasons") if name in there],
-            actors=settings.replicas,
+            actors=actors,
             cpus=1,
-            gpus=judge_gpus(settings, gpus),
+            gpus=gpus,
             rows_per_block=ROWS_PER_BLOCK,
             checkpoint=checkpoint,
             excluded=failed,

@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 import ray.train
 import torch
 from numpy.typing import NDArray
-from ray.train import RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from ka2l_ray import schema
+from ka2l_ray.actors.placement import workers_now
 from ka2l_ray.config import ProbeConfig
 from ka2l_ray.errors import UserError
 from ka2l_ray.jobs.stages import train_loops
@@ -54,6 +55,8 @@ from ka2l_ray.uncertainty.calibration import figures, summary
 from ka2l_ray.uncertainty.ranking import auroc
 
 logger = logging.getLogger(__name__)
+
+WORKER_RETRIES = 2
 
 
 def probe(
@@ -108,8 +111,16 @@ def probe(
                 "config": config.model_dump(mode="json"),
                 "seed": seed,
             },
-            scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1}),
-            run_config=RunConfig(name="probe", storage_path=work.at("_scratch/ray_train").url()),
+            scaling_config=ScalingConfig(
+                num_workers=workers_now("probe", config.workers, {"CPU": 1.0, "GPU": float(use_gpu)}),
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": 1},
+            ),
+            run_config=RunConfig(
+                name="probe",
+                storage_path=work.at("_scratch/ray_train").url(),
+                failure_config=FailureConfig(max_failures=WORKER_RETRIES),
+            ),
         )
         trainer.fit()
         facts: dict[str, Any] = json.loads(work.read_bytes("_scratch/facts.json"))

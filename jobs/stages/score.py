@@ -1,4 +1,4 @@
-"""Stage score: p(unknown) of every unlabelled question, streamed by Ray Data through actors that run to the probe's layer."""
+"""Stage score: p(unknown) of every unlabelled question, by the engines, which run to the probe's layer."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ka2l_ray import schema
+from ka2l_ray.actors.engines import Engines
 from ka2l_ray.actors.language_model import Model
-from ka2l_ray.actors.scorer import ScoreBatch
+from ka2l_ray.actors.rows import StoredRows
+from ka2l_ray.actors.scorer import Wanted
 from ka2l_ray.config import EngineConfig
 from ka2l_ray.errors import UserError
-from ka2l_ray.jobs.stages.streaming import map_rows
+from ka2l_ray.jobs.stages.progress import progress
 from ka2l_ray.models.model_files import check_is_model
 from ka2l_ray.models.prompts import fixed_case
 from ka2l_ray.probes import CARD_BYTES, FILE, probe_card
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage, digest
 
-ROWS_PER_BLOCK = 2048
+SHARD_SIZE = 2048  # a question takes little, and shards are files
 
 
 def score(
@@ -34,6 +36,7 @@ def score(
     next_token_entropy: bool,
     option_entropy: bool,
     engine: EngineConfig,
+    engines: Engines,
 ) -> Artefact:
     """The scores table of ``questions`` without those in ``exclude`` (labelled ones).
 
@@ -61,35 +64,15 @@ def score(
     def build(work: Storage) -> dict[str, Any]:
         if probe is not None:
             _check_fits(probe, model)
-        map_rows(
-            questions.storage,
-            work,
-            worker=ScoreBatch,
-            arguments=(
-                model,
-                probe.url if probe else None,
-                next_token_entropy,
-                option_entropy,
-                exclude,
-                engine,
-            ),
-            columns=["question_id", "question", *(["options"] if option_entropy else [])],
-            actors=engine.replicas,
-            cpus=engine.reserved_cpus,
-            gpus=engine.gpus_each * engine.tensor_parallel * engine.pipeline_parallel,
-            rows_per_block=ROWS_PER_BLOCK,
-            checkpoint=work.at("_scratch/checkpoint"),
-            excluded=len(exclude),
-        )
-        written = work.read_table("", columns=["p_unknown", "error"])
-        errors = len(written) - written["error"].null_count
-        if errors > engine.max_error_rate * len(written):
-            raise UserError(
-                f"score: {errors} of {len(written)} questions failed, engine.max_error_rate allows {engine.max_error_rate:g}; "
-                f"one says: {pc.drop_null(written['error'])[0]}"
-            )
+        wanted = Wanted(probe.url if probe else None, probe.key if probe else None, next_token_entropy, option_entropy)
+        columns = ["question_id", "question", *(["options"] if option_entropy else [])]
+        rows = StoredRows(questions.storage, columns, exclude)
+        with progress(f"score {name}") as update:
+            of = len(rows) - len(exclude)
+            counts = engines.run_shards(model, "score", work, rows, (wanted,), update, of, shard_size=SHARD_SIZE)
+        written = work.read_table("", columns=["p_unknown"])
         probabilities = written["p_unknown"].drop_null().to_numpy()
-        facts: dict[str, Any] = {"rows": len(written), "errors": errors}
+        facts: dict[str, Any] = {**counts, "rows": len(written), "errors": counts.get("errors", 0)}
         if probe is not None:
             facts["predicted_unknown"] = int((probabilities >= 0.5).sum())
             facts["histogram"] = np.histogram(probabilities, bins=20, range=(0, 1))[0].tolist()

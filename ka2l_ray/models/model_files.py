@@ -191,6 +191,12 @@ def skeleton(config: ModelConfig) -> Any:
         return (auto_class(found) or AutoModelForCausalLM).from_config(found, trust_remote_code=config.trust_remote_code)
 
 
+def model_bytes(config: ModelConfig, device: str = "cpu") -> int:
+    """What the weights take there."""
+    size = sum(parameter.numel() for parameter in skeleton(config).parameters())
+    return int(size * model_dtype(config.dtype, torch.device(device)).itemsize)
+
+
 def final_norm(config: ModelConfig, dtype: torch.dtype) -> nn.Module:
     """The norm after the last block, alone: what turns another engine's last layer into transformers'.
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 import ray
@@ -16,11 +20,11 @@ from ray.exceptions import RayActorError
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ka2l_ray.actors import engines as engines_module
-from ka2l_ray.actors.engines import Engines, EnginesDieError, _Run
-from ka2l_ray.actors.language_model import LanguageModelActor, Model
-from ka2l_ray.actors.placement import reserved
-from ka2l_ray.actors.shards import Shard, ShardQueue
+from ka2l_ray.actors import replicas as replicas_module
+from ka2l_ray.actors.engines import Engines
+from ka2l_ray.actors.feeding import EnginesDieError, Feed
+from ka2l_ray.actors.language_model import Done, LanguageModelActor, Model
+from ka2l_ray.actors.shards import Shard, shard_of
 from ka2l_ray.actors.vllm_engine import EngineCrashed
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
 from ka2l_ray.errors import UserError
@@ -117,16 +121,16 @@ def test_a_question_that_always_raises_is_set_apart_with_its_error(
 class Crashing(LanguageModelActor.__ray_metadata__.modified_class):  # type: ignore[misc, name-defined]
     """A replica whose engine ends with an exception on some questions."""
 
-    def run(self, method: str, out: str, file: str, questions: pa.Table, *further: Any) -> int:
+    def run(self, method: str, out: str, file: str, questions: pa.Table, *further: Any) -> Done:
         if any(word in question for word in ("MACHINE", "CRASH") for question in questions["question"].to_pylist()):
             raise EngineCrashed(f"vLLM's engine process died of RuntimeError: no offset at 0x{id(questions):x}")
-        done: int = super().run(method, out, file, questions, *further)
+        done: Done = super().run(method, out, file, questions, *further)
         return done
 
 
 @pytest.fixture
 def crashing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines_module, "LanguageModelActor", ray.remote(Crashing))
+    monkeypatch.setattr(replicas_module, "LanguageModelActor", ray.remote(Crashing))
 
 
 @pytest.mark.check
@@ -150,7 +154,6 @@ def test_engines_that_crash_alike_on_different_shards_end_the_stage(
     pool = engines(max_error_rate=1)
     with pytest.raises(EnginesDieError, match=r"sample: engines die of one cause on different shards.*RuntimeError: no offset"):
         sampled(tmp_path / "samples", asked, SAMPLING, pool)
-    assert pool.lost == 2
 
 
 def test_too_many_errors_stop_the_stage(asked: Artefact, refusing_student: Model, engines: Any, tmp_path: Path) -> None:
@@ -162,10 +165,10 @@ def test_too_many_errors_stop_the_stage(asked: Artefact, refusing_student: Model
 def test_after_two_stages_nothing_is_held(asked: Artefact, refusing_student: Model, engines: Any, tmp_path: Path) -> None:
     pool = engines(max_error_rate=0.05, replicas=2)
     sampled(tmp_path / "one", asked, SAMPLING, pool, refusing_student)
-    actors = [replica.actor for replica in pool.replicas]
-    groups = {group.id.hex() for group in pool.groups}
+    actors = [replica.actor for replica in pool.members]
+    groups = {replica.group.id.hex() for replica in pool.members}
     sampled(tmp_path / "two", asked, SAMPLING, pool, refusing_student)
-    assert [replica.actor for replica in pool.replicas] == actors, "the second stage has the engines of the first"
+    assert [replica.actor for replica in pool.members] == actors, "the second stage has the engines of the first"
     pool.release()
     states = {group: entry["state"] for group, entry in placement_group_table().items()}
     assert all(states[group] == "REMOVED" for group in groups)
@@ -180,20 +183,24 @@ def _call_until_it_is_gone(actor: Any) -> None:
         time.sleep(0.1)
 
 
-def test_a_busy_cluster_is_waited_for_and_then_named() -> None:
+def test_a_busy_cluster_is_waited_for_and_then_named(asked: Artefact, engines: Any, tmp_path: Path) -> None:
     cpus = ray.cluster_resources()["CPU"]
     holder = placement_group([{"CPU": cpus}])
     ray.get(holder.ready())
+    pool = engines(placement_timeout=2, replicas=2, max_error_rate=1)
     try:
-        with (
-            pytest.raises(UserError, match=r"engine asks for 1 CPUs \(one replica\); after 2 s 0 of 1 replicas have a place"),
-            reserved(EngineConfig(placement_timeout=2)),
-        ):
-            pass
+        with pytest.raises(UserError, match=r"engine asks for 2 CPUs \(2 replicas of .*\); after 2 s no replica has a place"):
+            sampled(tmp_path / "samples", asked, SAMPLING, pool)
     finally:
         remove_placement_group(holder)
-    with reserved(EngineConfig()) as groups:
-        assert len(groups) == 1
+    assert not pool.members
+    assert sampled(tmp_path / "samples", asked, SAMPLING, pool).facts["rows"] == 40
+
+
+def test_work_begins_with_the_replicas_that_have_a_place(asked: Artefact, engines: Any, tmp_path: Path) -> None:
+    pool = engines(replicas=int(ray.cluster_resources()["CPU"]) + 2, max_error_rate=1)
+    assert sampled(tmp_path / "samples", asked, SAMPLING, pool).facts["rows"] == 40
+    assert 0 < len(pool.members) < pool.config.replicas, "what has no place is not held on to between stages"
 
 
 def test_a_damaged_adapter_and_one_for_another_model_are_refused(world_files: dict[str, str], tmp_path: Path) -> None:
@@ -218,12 +225,73 @@ def test_a_damaged_adapter_and_one_for_another_model_are_refused(world_files: di
         assert not (tmp_path / "out").exists()
 
 
-def test_what_an_engine_died_of_counts_until_its_shard_has_gone_through(tmp_path: Path) -> None:
+def test_what_an_engine_died_of_counts_until_its_shard_has_gone_through(tmp_path: Path, engines: Any) -> None:
     """Two deaths in a long stage that have nothing to do with each other do not end it."""
-    run = _Run("sample", Storage(str(tmp_path)), pa.table({}), (), None, None, ShardQueue([], attempts=3), 100)
-    run.crashed(Shard(0, 8), "OutOfMemoryError: tried to allocate 20 MiB")
-    run.went_through(Shard(0, 8, attempts=1))
-    run.crashed(Shard(48, 56), "OutOfMemoryError: tried to allocate 64 MiB")
-    run.went_through(Shard(48, 52, attempts=1, origin=48))  # the half of it that was not at fault
+    student = Model(ModelConfig(path="bundled:student"), PromptConfig())
+    feed = Feed(engines(), student, "sample", Storage(str(tmp_path)), pa.table({}), (), [], of=100)
+    feed._crashed(Shard(0, 8), "OutOfMemoryError: tried to allocate 20 MiB")
+    feed._went_through(Shard(0, 8, attempts=1))
+    feed._crashed(Shard(48, 56), "OutOfMemoryError: tried to allocate 64 MiB")
+    feed._went_through(Shard(48, 52, attempts=1, origin=48))  # the half of it that was not at fault
     with pytest.raises(EnginesDieError, match="one cause on different shards"):
-        run.crashed(Shard(80, 88), "OutOfMemoryError: tried to allocate 8 MiB")
+        feed._crashed(Shard(80, 88), "OutOfMemoryError: tried to allocate 8 MiB")
+
+
+def test_an_engine_that_hangs_is_ended_and_its_shard_done_by_another(
+    asked: Artefact, engines: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = engines(shard_size=2, max_error_rate=1, deadline_least=3, deadline_factor=3)
+    plain = sampled(tmp_path / "plain", asked, SAMPLING, pool)
+    stopped = _pid(pool.members[0].actor)
+    threading.Timer(0.3, os.kill, (stopped, signal.SIGSTOP)).start()
+    again = sampled(tmp_path / "again", asked, SAMPLING, pool)
+    assert "taken for hung" in caplog.text
+    assert _pid(pool.members[0].actor) != stopped
+    assert again.storage.read_table("").sort_by("question_id") == plain.storage.read_table("").sort_by("question_id")
+    assert not psutil.pid_exists(stopped) or psutil.Process(stopped).status() == psutil.STATUS_ZOMBIE
+
+
+def _pid(actor: Any) -> int:
+    pid: int = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+    return pid
+
+
+def test_a_listing_that_lags_is_waited_for(
+    asked: Artefact, engines: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network filesystem may show a directory as it was some seconds ago."""
+    names, begun = Storage.names, time.monotonic()
+
+    def lagging(self: Storage, name: str = "") -> list[str]:
+        fresh = names(self, name)
+        hidden = time.time() - 4
+        return [n for n in fresh if shard_of(n) is None or Path(self.path(n)).stat().st_mtime < hidden]
+
+    monkeypatch.setattr(Storage, "names", lagging)
+    assert sampled(tmp_path / "samples", asked, SAMPLING, engines(max_error_rate=1)).facts["rows"] == 40
+    assert time.monotonic() - begun > 3
+
+
+def test_questions_too_long_for_the_engine_are_rows_with_an_error(asked: Artefact, engines: Any, tmp_path: Path) -> None:
+    """They end a stage only where they are too many, and a larger limit does them without the others."""
+    rows = [{"id": row["question_id"], "question": row["question"]} for row in asked.storage.read_table("").to_pylist()]
+    rows[37]["question"] = "where was " + "Fra " * 25 + "born"
+    long = Inputs(str(tmp_path / "long_inputs")).questions(write_lines(tmp_path / "long.jsonl", rows))
+    pool = engines(max_model_len=48, shard_size=8)
+    with pytest.raises(UserError, match=r"1 of 40 questions failed.*its prompt has \d+ tokens.*raise engine.max_model_len"):
+        sampled(tmp_path / "samples", long, SAMPLING, pool)
+    (partial,) = tmp_path.glob("samples.partial-*")
+    before = {file.name: file.stat().st_mtime_ns for file in partial.glob("part-*.parquet")}
+    assert before
+    wider = engines(max_model_len=128, shard_size=8)
+    done = sampled(tmp_path / "samples", long, SAMPLING, wider)
+    assert done.facts.get("errors", 0) == 0
+    kept = {
+        file.name for file in (tmp_path / "samples").glob("part-*.parquet") if before.get(file.name) == file.stat().st_mtime_ns
+    }
+    assert len(kept) == len(before) - 1, "the shard with the long question was done again, and no other"
+    tolerant = engines(max_model_len=48, shard_size=8, max_error_rate=0.05)
+    table = sampled(tmp_path / "tolerant", long, SAMPLING, tolerant).storage.read_table("")
+    failed = [row for row in table.to_pylist() if row["error"] is not None]
+    assert [row["question_id"] for row in failed] == [rows[37]["id"]]
+    assert len(table) == 40

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import Qwen3Config
 
-from ka2l_ray.actors.placement import check_supply, replica_bundles, strategy, with_gpus
+from ka2l_ray.actors import placement
+from ka2l_ray.actors.placement import Bundle, check_supply, check_worker, replica_bundles, strategy, with_gpus, workers_now
 from ka2l_ray.config import EngineConfig
 from ka2l_ray.config_files import load_config
 from ka2l_ray.errors import UserError
@@ -58,33 +59,64 @@ def test_what_fits_is_not_refused(keys: dict[str, object], nodes: int) -> None:
     ("keys", "nodes", "words"),
     [
         (
-            {"gpus": 1, "replicas": 9},
+            {"gpus": 9, "replicas": 1},
             1,
-            "engine asks for 9 GPUs and 9 CPUs (9 replicas of 1 GPUs and 1 CPUs each); the cluster has 8 GPUs and 96 CPUs "
-            "on one node; lower engine.replicas, or join a larger cluster",
+            "engine asks for 9 GPUs and 1 CPUs (one replica); the cluster has 8 GPUs and 96 CPUs on one node; lower engine.gpus, "
+            "or join a larger cluster",
         ),
         (
-            {"gpus": 1, "name": "vllm", "tensor_parallel": 5, "replicas": 3},
+            {"gpus": 1, "tensor_parallel": 9, "replicas": 3},
             2,
-            "engine asks for 15 GPUs and 3 CPUs (3 replicas of 5 GPUs and 1 CPUs each); the cluster has 16 GPUs and 192 CPUs "
-            "on 2 nodes, the largest with 8 GPUs and 96 CPUs; lower engine.replicas or engine.tensor_parallel, or join a larger "
-            "cluster",
+            "engine asks for 27 GPUs and 3 CPUs (3 replicas of 9 GPUs and 1 CPUs each); the cluster has 16 GPUs and 192 CPUs "
+            "on 2 nodes, the largest with 8 GPUs and 96 CPUs; lower engine.tensor_parallel, or join a larger cluster",
         ),
     ],
 )
 def test_what_never_fits_is_refused_with_demand_and_supply(keys: dict[str, object], nodes: int, words: str) -> None:
-    """Fifteen GPUs are there, but five on one node are there twice only."""
+    """Sixteen GPUs are there, but nine on one node nowhere."""
     with pytest.raises(UserError) as error:
         check_supply(engine(**keys), [A100_NODE] * nodes)
     assert str(error.value) == words
 
 
+def test_more_replicas_than_fit_now_are_no_error() -> None:
+    """Those that fit begin; the others join when they can."""
+    check_supply(engine(gpus=1, replicas=64), [A100_NODE] * 7)
+    check_supply(engine(gpus=1, name="vllm", tensor_parallel=5, replicas=3), [A100_NODE] * 2)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "each", "nodes", "now"),
+    [
+        (512, {"CPU": 8.0, "GPU": 1.0}, [A100_NODE] * 63, 504),
+        (4, {"CPU": 1.0, "GPU": 0.0}, [{"CPU": 3.0}], 2),
+        (4, {"CPU": 1.0, "GPU": 0.0}, [{"CPU": 2.0}, {"CPU": 2.0}], 3),
+        (1, {"CPU": 1.0, "GPU": 0.0}, [{"CPU": 2.0}], 1),
+        (2, {"CPU": 2.0, "GPU": 0.0}, [{"CPU": 2.0}, {"CPU": 2.0}], 1),
+    ],
+)
+def test_workers_are_as_many_as_fit_beside_one_cpu_for_readers(
+    wanted: int, each: Bundle, nodes: list[Bundle], now: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "cluster_nodes", lambda: nodes)
+    monkeypatch.setattr(placement, "possible_nodes", lambda: nodes)
+    assert workers_now("finetune", wanted, each) == now
+
+
+def test_a_worker_that_no_node_could_take_is_refused() -> None:
+    with pytest.raises(
+        UserError,
+        match=r"finetune asks for 1 GPUs and 8 CPUs a worker and one for what reads its rows; the cluster"
+        r" has 4 CPUs on one node; set engine.gpus=0 to compute on CPUs, or join a larger cluster",
+    ):
+        check_worker("finetune", {"CPU": 8.0, "GPU": 1.0}, [{"CPU": 4.0}])
+    check_worker("finetune", {"CPU": 8.0, "GPU": 1.0}, [{"CPU": 4.0}, A100_NODE])
+
+
 def test_what_drives_all_gpus_of_a_copy_from_one_process_wants_them_on_one_node() -> None:
     wide = engine(name="vllm", tensor_parallel=8, pipeline_parallel=2, gpus=1)
     check_supply(wide, [A100_NODE] * 2)
-    with pytest.raises(
-        UserError, match=r"engine asks for 16 GPUs .* on one node each, as pool scoring .* the largest with 8 GPUs"
-    ):
+    with pytest.raises(UserError, match=r"engine asks for 16 GPUs .* on one node, as pool scoring .* the largest with 8 GPUs"):
         check_supply(wide, [A100_NODE] * 2, "transformers")
 
 

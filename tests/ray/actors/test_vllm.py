@@ -16,7 +16,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from ka2l_ray.actors.engines import Engines, EnginesDieError
+from ka2l_ray.actors.engines import Engines
+from ka2l_ray.actors.feeding import EnginesDieError
 from ka2l_ray.actors.language_model import Model
 from ka2l_ray.actors.vllm_engine import VLLMEngine
 from ka2l_ray.config import EngineConfig, ModelConfig, PromptConfig, SamplingConfig
@@ -203,7 +204,6 @@ def test_what_engines_die_of_is_said_and_ends_the_stage(
     try:
         with pytest.raises(EnginesDieError, match=r"on different shards.*RuntimeError: CPU Generator does not use offset"):
             sampled(tmp_path / "samples", asked, SAMPLING, engines, model)
-        assert engines.lost == 2
     finally:
         engines.release()
 
