@@ -1,13 +1,14 @@
 """Stage finetune: LoRA on the labels so far under Ray Train and DeepSpeed ZeRO-2 (KA2L section 4.3.3).
 
 The workers share out each optimiser step; the loss is normalised over the whole step, so one worker and several give the
-same adapter. Checkpoints inside the stage hold the optimiser's fp32 partitions as safetensors, a file a worker: DeepSpeed's
-own checkpoints are pickles, which we neither write nor read.
+same adapter. Checkpoints inside the stage hold the optimiser's whole fp32 masters and moments as safetensors, so that another
+number of workers goes on from them: DeepSpeed's own checkpoints are pickles, which we neither write nor read.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.train
+import ray.train.torch
 import torch
-from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ka2l_ray.actors.language_model import Model
+from ka2l_ray.actors.placement import workers_now
 from ka2l_ray.actors.threads import set_threads
 from ka2l_ray.config import FinetuneConfig, ModelConfig, PromptConfig
 from ka2l_ray.errors import UserError
@@ -37,7 +40,17 @@ from ka2l_ray.models.prompts import Prompter
 from ka2l_ray.store.artefacts import Artefact, Store
 from ka2l_ray.store.storage import Storage
 
+logger = logging.getLogger(__name__)
+
 WORKER_RETRIES = 2
+CHECKPOINTS_KEPT = 2
+STEPS_BETWEEN_NOTICES = 10
+"""Of a node that is about to be taken away: a checkpoint is made then, once."""
+STATE_FILE = "optimizer.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+PLACES = ("replay_known", "checkpoint_every", "cpus", "gradient_checkpointing", "workers", "micro_batch_size")
+"""Keys that leave the adapter as it is: what is replayed stands among the annotations, and the loss is normalised over the whole
+step. (Dropout, where it is on, draws other masks in another division; they are as good.)"""
 
 
 def finetune(
@@ -56,7 +69,7 @@ def finetune(
         annotations: tables whose rows are trained on together.
         model: the base model; its adapter, if any, is gone on from.
     """
-    settings = config.model_dump(mode="json", exclude={"replay_known", "checkpoint_every", "start", "cpus"})
+    settings = config.model_dump(mode="json", exclude={"start", *PLACES})
     inputs = {
         "stage": "finetune",
         "annotations": [a.key for a in annotations],
@@ -72,32 +85,52 @@ def finetune(
         rows_file = "_scratch/rows.parquet"
         work.write_table(rows_file, rows)
         share = _lora_share(model.base, config)
-        trainer = TorchTrainer(
-            train_loops.train_adapter,
-            train_loop_config={
-                "rows": rows_file,
-                "out": work.url(),
-                "base": {**model.base.model_dump(mode="json"), "path": _from_anywhere(model.base.path)},
-                "prompt": model.prompt.model_dump(mode="json"),
-                "start_adapter": _from_anywhere(model.adapter) if model.adapter else None,
-                "config": config.model_dump(mode="json"),
-                "seed": seed,
-            },
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=config.workers, use_gpu=use_gpu, resources_per_worker={"CPU": config.reserved_cpus}
-            ),
-            run_config=RunConfig(
-                name="finetune",
-                storage_path=work.url("_scratch/ray_train"),
-                failure_config=FailureConfig(max_failures=WORKER_RETRIES),
-            ),
-        )
-        trainer.fit()
+        job = {
+            "rows": rows_file,
+            "out": work.url(),
+            "base": {**model.base.model_dump(mode="json"), "path": _from_anywhere(model.base.path)},
+            "prompt": model.prompt.model_dump(mode="json"),
+            "start_adapter": _from_anywhere(model.adapter) if model.adapter else None,
+            "config": config.model_dump(mode="json"),
+            "seed": seed,
+        }
+        workers = _train(job, config, work.url("_scratch/ray_train"), use_gpu)
+        logger.info("model loaded: %s by %d training workers", model.base.path, workers)
         facts: dict[str, Any] = json.loads(work.read_bytes("training.json"))
         return {"rows": len(rows), "sources": _count(rows["source"].to_pylist()), "lora_share": share, **facts}
 
     return store.compute(name, inputs, build)
+
+
+def _train(job: dict[str, Any], config: FinetuneConfig, storage: str, use_gpu: bool) -> int:
+    """Run the workers until the adapter is there; where some are lost for good, those that are left go on. Their number."""
+    each = {"CPU": config.reserved_cpus, "GPU": float(use_gpu)}
+    workers = workers_now("finetune", config.workers, each)
+    while True:
+        trainer = TorchTrainer(
+            train_loops.train_adapter,
+            train_loop_config=job,
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": config.reserved_cpus}
+            ),
+            run_config=RunConfig(
+                name="finetune",
+                storage_path=storage,
+                failure_config=FailureConfig(max_failures=WORKER_RETRIES),
+                checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError:
+            left = workers_now("finetune", workers, each)
+            if left == workers:
+                raise
+            logger.warning("finetune: %d of %d workers have no place any more; %d go on", workers - left, workers, left)
+            workers = left
+        else:
+            return workers
 
 
 def _lora_share(base: ModelConfig, config: FinetuneConfig) -> float:
@@ -124,7 +157,7 @@ def train_adapter(job: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     config = FinetuneConfig(**job["config"])
-    language_model = LanguageModel(ModelConfig(**job["base"]))
+    language_model = LanguageModel(ModelConfig(**job["base"]), device=str(ray.train.torch.get_device()))
     set_threads(config.cpus, language_model, context.get_local_world_size())
     prompter = Prompter(language_model.tokenizer, PromptConfig(**job["prompt"]))
     table = Storage(job["out"]).read_table(job["rows"])
@@ -133,10 +166,17 @@ def train_adapter(job: dict[str, Any]) -> None:
     share = Share.of(config, rank, workers)
     engine = DeepSpeedEngine(loss, config, share, language_model.dtype)
     start = adapter_tensors(loss.model)  # in the dtype DeepSpeed gave it
-    progress = _restore(engine.optimizer, rank, workers)
+    progress = _restore(engine.optimizer, rank)
+
+    warned = False
 
     def save(progress: Progress, steps: int) -> None:
-        if progress.step % config.checkpoint_every == 0 and progress.step < steps:
+        nonlocal warned
+        due = progress.step % config.checkpoint_every == 0
+        if not warned and progress.step % STEPS_BETWEEN_NOTICES == 0:  # all workers ask together
+            warned = ray.train.get_preemption_info() is not None
+            due |= warned
+        if due and progress.step < steps:
             _save(engine.optimizer, rank, workers, progress)
 
     train(
@@ -199,37 +239,46 @@ def deepspeed_config(config: FinetuneConfig, share: Share, dtype: torch.dtype) -
     }
 
 
-def _restore(optimizer: Any, rank: int, workers: int) -> Progress:
-    """Put the last checkpoint's partitions back; a checkpoint of another number of workers is not used."""
+def _restore(optimizer: Any, rank: int) -> Progress:
+    """Put the last checkpoint's masters and moments back, of which each worker holds its part."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return Progress()
     with checkpoint.as_directory() as directory:
-        state: dict[str, Any] = json.loads(Path(directory, "state.json").read_text())
-        if state["workers"] != workers:
-            return Progress()
-        tensors = load_file(Path(directory, f"rank{rank}.safetensors"))
+        losses = json.loads(Path(directory, "state.json").read_text())["losses"]
+        tensors = load_file(Path(directory, STATE_FILE))
     for i, partition in enumerate(optimizer.single_partition_of_fp32_groups):
-        partition.data.copy_(tensors[f"{i}.master"])
-        optimizer.optimizer.state[partition] = {
-            name: tensors[f"{i}.{name}"].to(partition.device if name != "step" else "cpu")
-            for name in ("step", "exp_avg", "exp_avg_sq")
-        }
+        begins = rank * len(partition)
+        master, exp_avg, exp_avg_sq = (_part(tensors[f"{i}.{name}"], begins, partition) for name in ("master", *MOMENTS))
+        partition.data.copy_(master)
+        optimizer.optimizer.state[partition] = {"step": tensors[f"{i}.step"], "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     optimizer.update_lp_params()
-    return Progress(state["losses"])
+    return Progress(losses)
+
+
+def _part(whole: Tensor, begins: int, partition: Tensor) -> Tensor:
+    """What ``partition`` holds of a flat tensor, from ``begins`` on; beyond its end are zeros."""
+    mine = whole[begins : begins + len(partition)]
+    return torch.nn.functional.pad(mine, (0, len(partition) - len(mine))).to(partition.device)
 
 
 def _save(optimizer: Any, rank: int, workers: int, progress: Progress) -> None:
+    """A checkpoint that any number of workers can go on from: masters and moments whole, in float32."""
     tensors: dict[str, Tensor] = {}
     for i, partition in enumerate(optimizer.single_partition_of_fp32_groups):
-        moments = optimizer.optimizer.state[partition]
-        tensors[f"{i}.master"] = partition.detach().cpu().contiguous().clone()
-        for name in ("step", "exp_avg", "exp_avg_sq"):
-            tensors[f"{i}.{name}"] = moments[name].detach().cpu().contiguous().clone()
+        length = sum(parameter.numel() for parameter in optimizer.bit16_groups[i])
+        state = optimizer.optimizer.state[partition]
+        for name, mine in (("master", partition.detach()), *((name, state[name]) for name in MOMENTS)):
+            parts = [torch.empty_like(mine) for _ in range(workers)]
+            torch.distributed.all_gather(parts, mine.contiguous())
+            tensors[f"{i}.{name}"] = torch.cat(parts)[:length].cpu()
+        tensors[f"{i}.step"] = state["step"].detach().cpu().clone()
+    if rank != 0:
+        ray.train.report({"step": progress.step})
+        return
     with tempfile.TemporaryDirectory() as directory:
-        save_file(tensors, Path(directory, f"rank{rank}.safetensors"))
-        if rank == 0:
-            Path(directory, "state.json").write_text(json.dumps({"workers": workers, "losses": progress.losses}))
+        save_file(tensors, Path(directory, STATE_FILE))
+        Path(directory, "state.json").write_text(json.dumps({"losses": progress.losses}))
         ray.train.report({"step": progress.step}, checkpoint=Checkpoint.from_directory(directory))
 
 

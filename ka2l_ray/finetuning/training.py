@@ -83,12 +83,12 @@ class Share:
 
     @classmethod
     def of(cls, config: FinetuneConfig, rank: int = 0, workers: int = 1) -> Share:
-        per_worker = config.batch_size // workers
+        per_worker = -(-config.batch_size // workers)
         micro = min(config.micro_batch_size, per_worker)
-        return cls(rank, workers, micro, per_worker // micro)
+        return cls(rank, workers, micro, -(-per_worker // micro))
 
     def micro_batches(self, step_rows: Sequence[TrainingRow]) -> list[Sequence[TrainingRow]]:
-        """Always ``accumulation`` of them; the last ones of a small step may be empty."""
+        """Always ``accumulation`` of them; the last ones may be short, or empty."""
         mine = step_rows[self.rank :: self.workers]
         return [mine[i * self.micro_batch_size : (i + 1) * self.micro_batch_size] for i in range(self.accumulation)]
 

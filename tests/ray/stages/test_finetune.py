@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import ray.train
 import torch
 from peft import PeftModel
 from safetensors.numpy import load_file
@@ -16,7 +19,10 @@ from ka2l_ray.finetuning.lora import add_lora
 from ka2l_ray.finetuning.prefix import LEAST_PREFIX
 from ka2l_ray.finetuning.rows import collate, encode_rows
 from ka2l_ray.finetuning.schedule import learning_rate, optimizer_steps
+from ka2l_ray.finetuning.training import Progress
 from ka2l_ray.jobs.commands.inputs import Inputs
+from ka2l_ray.jobs.stages import finetune as stage
+from ka2l_ray.jobs.stages import train_loops
 from ka2l_ray.jobs.stages.finetune import finetune
 from ka2l_ray.models.language_model import LanguageModel
 from ka2l_ray.models.prompts import Prompter
@@ -108,6 +114,46 @@ def test_two_workers_give_the_adapter_of_one(annotations: Artefact, one_worker: 
     assert a.keys() == b.keys()
     assert max(float(np.abs(a[name] - b[name]).max()) for name in a) <= 1e-3
     np.testing.assert_allclose(one_worker.facts["losses"], two.facts["losses"], atol=1e-3)
+
+
+def until_step(job: dict[str, Any]) -> None:
+    """The train loop, ended by force at a step that stands in a file; it notes where it began."""
+    folder = Path(job["out"]).parent
+    original, last = stage.train, int((folder / "until").read_text())
+
+    def some_steps(*given: Any, progress: Progress, after_step: Any, **named: Any) -> None:
+        with (folder / f"begun-{ray.train.get_context().get_world_rank()}").open("a") as file:
+            file.write(f"{progress.step} ")
+
+        def then(now: Progress, steps: int) -> None:
+            after_step(now, steps)
+            if now.step == last:
+                raise EOFError
+
+        with contextlib.suppress(EOFError):
+            original(*given, progress=progress, after_step=then, **named)
+
+    stage.train, stage._write_adapter = some_steps, lambda *_: None  # type: ignore[assignment]
+    stage.train_adapter(job)
+
+
+@pytest.mark.check
+def test_another_number_of_workers_goes_on_from_a_checkpoint(
+    annotations: Artefact, one_worker: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers, then one, then three, among whom a step's rows do not come out even."""
+    out = tmp_path / "moved"
+    for workers, last in ((2, 7), (1, 13)):
+        (tmp_path / "until").write_text(str(last))
+        with monkeypatch.context() as patch:
+            patch.setattr(train_loops, "train_adapter", until_step)
+            with pytest.raises(FileNotFoundError, match=r"training\.json"):
+                train(annotations, out, workers=workers, checkpoint_every=3)
+    moved = train(annotations, out, workers=3, checkpoint_every=3)
+    assert (tmp_path / "begun-0").read_text() == "0 6 "
+    a, b = (load_file(Path(artefact.url, "adapter_model.safetensors")) for artefact in (one_worker, moved))
+    assert max(float(np.abs(a[name] - b[name]).max()) for name in a) <= 1e-3
+    np.testing.assert_allclose(one_worker.facts["losses"], moved.facts["losses"], atol=1e-3)
 
 
 def test_the_adapter_loads_with_peft_and_changes_the_model(one_worker: Artefact) -> None:
