@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
 import yaml
 
 from ka2l_ray.acquisition import strategy, strategy_of_a_run
 from ka2l_ray.actors.language_model import check_engine
-from ka2l_ray.actors.placement import check_supply, cluster_nodes
-from ka2l_ray.config import NOT_CONTENT, JudgeSettings, RunConfig
+from ka2l_ray.actors.placement import check_supply, check_worker, possible_nodes
+from ka2l_ray.config import NOT_CONTENT, OF_THE_WHOLE_RUN, JudgeSettings, RunConfig
 from ka2l_ray.config_files import dump
 from ka2l_ray.errors import RunMismatchError, UserError
 from ka2l_ray.finetuning.targets import fused_experts
@@ -22,7 +22,7 @@ from ka2l_ray.models.model_files import check_is_model, layers_of, skeleton
 from ka2l_ray.models.prompts import load_prompter
 from ka2l_ray.questions import read_rows
 from ka2l_ray.schema import SCHEMA_VERSION
-from ka2l_ray.semantics.judges import judge_place, verdict_identity
+from ka2l_ray.semantics.judges import judge_gpus, judge_place, verdict_identity
 from ka2l_ray.semantics.language import check_language
 from ka2l_ray.store.artefacts import RunStore, difference, flatten
 
@@ -106,35 +106,25 @@ def check_columns(config: RunConfig, pool: int, with_options: int) -> None:
 
 
 def check_resources(config: RunConfig) -> None:
-    """Raise a UserError where a stage asks for more than the whole cluster has, instead of waiting for ever."""
-    there = ray.cluster_resources()
-    nodes = cluster_nodes()
+    """Raise a UserError where a stage asks for what no node, there or to come, could ever take, instead of waiting for ever."""
+    nodes = possible_nodes()
     check_supply(config.engine, nodes)
     if config.engine.gpus_each:
         check_supply(config.engine, nodes, "transformers")
-    cpus = {
-        "engine": config.engine.replicas * config.engine.reserved_cpus,
-        "entropy": float(config.entropy.replicas),
-        "evaluation": 0.0 if judge_place(config.evaluation) == "here" else float(config.evaluation.replicas),
-        "probe": float(config.probe.workers),
-        "finetune": config.finetune.workers * config.finetune.reserved_cpus,
-    }
-    gpus = {name: float(workers) for name, workers in cpus.items() if name != "engine"} if config.engine.gpus_each else {}
-    many = {name: "replicas" if name in ("engine", "entropy", "evaluation") else "workers" for name in cpus}
-    for kind, demand, spare in (("CPU", cpus, 1), ("GPU", gpus, 0)):
-        for section, wanted in demand.items():
-            if wanted + spare > there.get(kind, 0):
-                raise UserError(
-                    f"{section} asks for {wanted:g} {kind}s"
-                    + (" and one for its readers" if spare else "")
-                    + f", the cluster has "
-                    f"{there.get(kind, 0):g}; lower {section}.{many[section]} "
-                    "or join a larger cluster" + (", or set engine.gpus=0 to compute on CPUs" if kind == "GPU" else "")
-                )
+    gpu = 1.0 if config.engine.gpus_each else 0.0
+    check_worker("entropy", {"CPU": 1.0, "GPU": judge_gpus(config.entropy, gpu)}, nodes)
+    if judge_place(config.evaluation) != "here":
+        check_worker("evaluation", {"CPU": 1.0, "GPU": judge_gpus(config.evaluation, gpu)}, nodes)
+    check_worker("probe", {"CPU": 1.0, "GPU": gpu}, nodes)
+    check_worker("finetune", {"CPU": config.finetune.reserved_cpus, "GPU": gpu}, nodes)
 
 
 def hold_config(config: RunConfig, store: RunStore) -> None:
-    """Write the resolved configuration, or raise a RunMismatchError that says how it differs from the one there."""
+    """Write the resolved configuration; where another one is there, say from which round on this one holds.
+
+    Raises:
+        RunMismatchError: another run is there, or one that this configuration cannot go on with.
+    """
     if store.storage.exists("config.yaml"):
         if not store.storage.exists("metrics.jsonl"):
             raise RunMismatchError(f"{config.output}: a config.yaml is there that no run wrote; set another output directory")
@@ -149,16 +139,42 @@ def hold_config(config: RunConfig, store: RunStore) -> None:
         there = content_part(yaml.safe_load(store.storage.read_bytes("config.yaml")))
         now = content_part(config.model_dump(mode="json"))
         if there != now and costly:
-            raise RunMismatchError(
-                f"{config.output}: this run was begun with another configuration ({difference(there, now)}); "
-                "set another output, or delete the directory"
-            )
-        if there != now or set(made.values()) - {SCHEMA_VERSION}:  # nothing that costs was computed; it is begun anew
+            _go_on_with(there, now, config, store)
+        elif there != now or set(made.values()) - {SCHEMA_VERSION}:  # nothing that costs was computed; it is begun anew
             store.forget()
     store.log_metric("started", config.output)
     store.storage.write_bytes("config.yaml", dump(config).encode())
 
 
+def _go_on_with(there: dict[str, Any], now: dict[str, Any], config: RunConfig, store: RunStore) -> None:
+    """Settle the rounds that are whole; the changed configuration holds from the next one on.
+
+    Raises:
+        RunMismatchError: what changed is what makes rounds comparable.
+    """
+    whole = [{name: keys[name] for name in keys if _is_of(name, OF_THE_WHOLE_RUN)} for keys in (there, now)]
+    if whole[0] != whole[1]:
+        raise RunMismatchError(
+            f"{config.output}: this run was begun with another configuration ({difference(*whole)}), which holds for all of its "
+            "rounds; set another output, or delete the directory"
+        )
+    rounds = 0
+    while all(f"rounds/{rounds:03d}/{at}" in store.manifest for at in _evaluations(config)):
+        rounds += 1
+    changed = difference(there, now)
+    logger.warning("%s: another configuration holds from round %d on (%s); what is before stays", config.output, rounds, changed)
+    store.log_metric("configuration_changed", changed, round=rounds)
+    store.settle(rounds)
+
+
+def _evaluations(config: RunConfig) -> list[str]:
+    return [f"evaluation/{name}".rstrip("/") for name in config.pool.test_sets] or ["adapter"]
+
+
+def _is_of(name: str, keys: Sequence[str]) -> bool:
+    return any(name == key or name.startswith(f"{key}.") for key in keys)
+
+
 def content_part(document: dict[str, Any]) -> dict[str, Any]:
     """The keys of a configuration that decide results, by dotted name."""
-    return {k: v for k, v in flatten(document).items() if not any(k == n or k.startswith(f"{n}.") for n in NOT_CONTENT)}
+    return {name: value for name, value in flatten(document).items() if not _is_of(name, NOT_CONTENT)}

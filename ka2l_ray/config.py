@@ -202,9 +202,14 @@ class EngineConfig(Section):
     max_error_rate: float = Field(0.01, ge=0, le=1)
     """Share of a stage's questions that may fail; beyond it the run stops."""
     max_restarts: int = Field(32, ge=0)
-    """Engines that may die in one stage before it stops. To single out a question that kills takes about 11."""
+    """Engines that may die in a row, with nothing written between, before a stage stops; one that goes with its node does not
+    count. To single out a question that kills takes about 11."""
+    deadline_factor: float = Field(10, gt=1)
+    """An engine that takes so many times as long for a shard as is usual is taken for hung, ended, and its shard tried again."""
+    deadline_least: float = Field(120, gt=0)
+    """Seconds that a shard may take in any case."""
     placement_timeout: float = Field(600, gt=0)
-    """Seconds to wait for a place while other work holds the cluster."""
+    """Seconds to wait for the first place while other work holds the cluster, or where the last one is lost."""
     vllm: dict[str, Any] = {}
     """Further arguments of ``vllm.LLM``, such as gpu_memory_utilization, by their own names."""
 
@@ -486,16 +491,6 @@ class FinetuneConfig(Section):
         """That Ray sets aside for one worker."""
         return reserved_cpus(self.cpus)
 
-    @model_validator(mode="after")
-    def _micro_batch_divides(self) -> Self:
-        share = self.batch_size / self.workers
-        if share != int(share) or (share > self.micro_batch_size and share % self.micro_batch_size):
-            raise ValueError(
-                f"batch_size {self.batch_size} must be workers {self.workers} x micro_batch_size {self.micro_batch_size} "
-                "x a whole number"
-            )
-        return self
-
 
 class EvaluationConfig(JudgeSettings):
     judge: JudgeName = "exact"
@@ -623,7 +618,14 @@ NOT_CONTENT = (
     "finetune.cpus",
     "engine.max_attempts",
     "engine.max_error_rate",
+    "engine.max_model_len",
+    "engine.vllm.gpu_memory_utilization",
+    "engine.vllm.kv_cache_memory_bytes",
+    "engine.vllm.swap_space",
+    "engine.vllm.cpu_offload_gb",
     "engine.max_restarts",
+    "engine.deadline_factor",
+    "engine.deadline_least",
     "engine.placement_timeout",
     "sampling.memo",
     "entropy.replicas",
@@ -634,4 +636,10 @@ NOT_CONTENT = (
     "evaluation.cache",
     "probe.workers",
     "finetune.checkpoint_every",
+    "finetune.gradient_checkpointing",
+    "finetune.workers",
+    "finetune.micro_batch_size",
 )
+
+# What all rounds of a run must have in common to be held against each other; anything else may change from a round on.
+OF_THE_WHOLE_RUN = ("seed", "model", "prompt", "normalize", "pool", "evaluation")

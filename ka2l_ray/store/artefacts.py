@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 60.0
 ARTEFACT_FILE = "_artefact.json"
+SUPERSEDED = "superseded"  # directory of what another configuration made
 KEY_DIGITS = 16
 CURE_OF_A_MANIFEST = "restore it, or delete it: ka2l run takes up again what lies beside it"
 
@@ -96,6 +97,8 @@ class RunStore:
     reuse: tuple[str, ...] = ()
     computed: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    settled_rounds: int = 0
+    """Rounds from the first on that were made under an earlier configuration, and stand as they are; see ``settle``."""
 
     def __post_init__(self) -> None:
         self.storage = Storage(self.root)
@@ -110,13 +113,18 @@ class RunStore:
             build: writes the artefact into the storage it is given and returns the facts to record (rows, counters).
 
         Raises:
-            RunMismatchError: the artefact is there under another key; the message names what differs.
+            RunMismatchError: the artefact is there under another key, and its round is not settled; the message names what
+                differs.
         """
         inputs = {"schema_version": SCHEMA_VERSION, **inputs}
         found = self.manifest.get(name)
         if found is not None and Storage(found.url).exists(ARTEFACT_FILE):  # else deleted by hand: made again
-            self.kept.append(name)
-            return _unchanged(found, inputs)
+            if found.key == content_key(inputs) or self._is_settled(name):
+                self.kept.append(name)
+                return found
+            if not self.settled_rounds:
+                return _unchanged(found, inputs)
+            self._set_aside(found, inputs)
         whole = _committed(self.storage, name)
         if whole is not None and whole.key == content_key(inputs):  # killed between the rename and the manifest
             self._record(whole)
@@ -133,6 +141,31 @@ class RunStore:
         self.computed.append(name)
         logger.info("%s: done in %.1f s", name, artefact.seconds)
         return artefact
+
+    def settle(self, rounds: int) -> None:
+        """From now on another configuration is in force: the first ``rounds`` rounds and the baseline stand as they are, and
+        what lies there of later ones under other keys is set aside and made again."""
+        self.settled_rounds = rounds
+        self._write_manifest()
+
+    def _is_settled(self, name: str) -> bool:
+        folder, _, rest = name.partition("/")
+        if folder == "rounds":
+            return int(rest.partition("/")[0]) < self.settled_rounds
+        return folder == "baseline" and self.settled_rounds > 0
+
+    def _set_aside(self, found: Artefact, inputs: dict[str, Any]) -> None:
+        aside = f"{SUPERSEDED}/{found.key}/{found.name}"
+        logger.warning(
+            "%s: made from other inputs (%s); it is set aside in %s and made again",
+            found.name,
+            difference(found.inputs, inputs),
+            aside,
+        )
+        if found.reused_from is None:
+            self.storage.move(found.name, aside)
+        del self.manifest[found.name]
+        self._write_manifest()
 
     def forget(self) -> None:
         """Delete every artefact."""
@@ -167,7 +200,8 @@ class RunStore:
     def _read_manifest(self) -> dict[str, Artefact]:
         if not self.storage.exists("manifest.json"):
             return {}
-        entries = _read_json(self.storage, "manifest.json").get("artefacts")
+        document = _read_json(self.storage, "manifest.json")
+        self.settled_rounds, entries = document.get("settled_rounds", 0), document.get("artefacts")
         where = self.storage.url("manifest.json")
         if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
             raise UserError(f"{where}: damaged (no artefacts in it); {CURE_OF_A_MANIFEST}")
@@ -180,9 +214,16 @@ class RunStore:
 
     def _record(self, artefact: Artefact) -> None:
         self.manifest[artefact.name] = artefact
-        document = {"schema_version": SCHEMA_VERSION, "artefacts": {n: asdict(a) for n, a in self.manifest.items()}}
-        self.storage.write_bytes("manifest.json", json.dumps(document, indent=1).encode() + b"\n")
+        self._write_manifest()
         self.log_metric("stage_seconds", artefact.seconds, artefact=artefact.name, reused=artefact.reused_from is not None)
+
+    def _write_manifest(self) -> None:
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "settled_rounds": self.settled_rounds,
+            "artefacts": {n: asdict(a) for n, a in self.manifest.items()},
+        }
+        self.storage.write_bytes("manifest.json", json.dumps(document, indent=1).encode() + b"\n")
 
     def _find_elsewhere(self, name: str, key: str) -> Artefact | None:
         for root in self.reuse:

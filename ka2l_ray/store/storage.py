@@ -107,9 +107,9 @@ class Storage:
             return pq.read_schema(source)
 
     def count_rows(self, name: str = "") -> int:
-        """Rows of all Parquet files of a directory, from their footers."""
+        """Rows of one Parquet file, or of all those of a directory, from their footers."""
         rows = 0
-        for file in self.parquet_files(name):
+        for file in [name] if name.endswith(".parquet") else self.parquet_files(name):
             with self.filesystem.open(self.path(file), "rb") as source:
                 rows += pq.ParquetFile(source).metadata.num_rows
         return rows
@@ -124,6 +124,15 @@ class Storage:
         target = Path(self.path(name))
         Path(source.root).replace(target)
         _fsync_directory(target.parent)
+
+    def move(self, name: str, to: str) -> None:
+        """A directory, to where nothing is."""
+        self.delete(to)
+        if self.local:
+            Path(self.path(to)).parent.mkdir(parents=True, exist_ok=True)
+            Path(self.path(name)).replace(self.path(to))
+        else:
+            self.filesystem.mv(self.path(name), self.path(to), recursive=True)
 
     def delete(self, name: str) -> None:
         if self.exists(name):

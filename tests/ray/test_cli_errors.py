@@ -180,9 +180,10 @@ def test_a_run_directory_of_another_configuration(small_run: dict[str, Any], tmp
         store = RunStore(begun.output)
         hold_config(begun, store)
         store.compute("baseline/evaluation", {"stage": "evaluate"}, lambda _: {"rows": 1})
-    small_run["probe"]["epochs"] = 7
+    small_run["prompt"] = {"instruction": "Say it."}
     line = refused("run", write_config(small_run, tmp_path))
-    assert "probe.epochs: 3 there, 7 now" in line
+    assert "prompt.instruction: '' there, 'Say it.' now" in line
+    assert "holds for all of its rounds" in line
 
 
 def test_a_run_of_an_earlier_version(small_run: dict[str, Any], tmp_path: Path) -> None:
@@ -216,11 +217,11 @@ def test_a_directory_that_no_run_made_is_left_alone(small_run: dict[str, Any], t
     assert theirs.read_text() == "mine"
 
 
-def test_more_than_the_cluster_has(small_run: dict[str, Any], tmp_path: Path) -> None:
-    small_run["engine"]["replicas"] = 64
+def test_more_than_any_node_has(small_run: dict[str, Any], tmp_path: Path) -> None:
+    small_run["engine"]["cpus"] = 64
     line = refused("run", write_config(small_run, tmp_path))
     assert "engine asks for 64 CPUs" in line
-    assert "lower engine.replicas" in line
+    assert "lower engine.cpus" in line
 
 
 def test_a_table_without_the_column_that_the_stage_reads(tmp_path: Path) -> None:

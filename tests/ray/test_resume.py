@@ -82,6 +82,26 @@ def test_the_same_command_on_a_finished_run_makes_nothing(undisturbed: RunStore)
     assert _manifest(undisturbed.root) == before
 
 
+def test_a_setting_may_change_from_a_round_on(world_files: dict[str, str], tmp_path: Path) -> None:
+    """Whole rounds stay, labels and all; a smaller micro-batch changes nothing at all."""
+    document = small_config(world_files, str(tmp_path / "run"))
+    assert ka2l("run", write_config(document, tmp_path)).returncode == 0
+    first = _manifest(document["output"])
+    document["finetune"]["micro_batch_size"] = 2
+    small = ka2l("run", write_config(document, tmp_path))
+    assert "0 artefacts made" in small.stdout
+    document["selection"]["budget"], document["probe"]["epochs"], document["stopping"]["max_rounds"] = 8, 5, 2
+    done = ka2l("run", write_config(document, tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "another configuration holds from round 1 on (probe.epochs: 3 there, 5 now; selection.budget: 24 there" in done.stderr
+    both = _manifest(document["output"])
+    assert {name: both[name] for name in first} == first
+    assert both["rounds/001/selection"]["facts"]["rows"] == 8
+    again = ka2l("run", write_config(document, tmp_path))
+    assert "0 artefacts made" in again.stdout
+    assert _manifest(document["output"]) == both
+
+
 def _manifest(output: str) -> dict[str, Any]:
     path = Path(output, "manifest.json")
     return json.loads(path.read_text())["artefacts"] if path.exists() else {}

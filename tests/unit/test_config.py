@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from ka2l_ray.config import NOT_CONTENT, FinetuneConfig, RunConfig, SamplingConfig, Section
+from ka2l_ray.config import NOT_CONTENT, OF_THE_WHOLE_RUN, FinetuneConfig, RunConfig, SamplingConfig, Section
 from ka2l_ray.config_files import dump, load_config, load_preset, preset_names, valid_keys, validate
 from ka2l_ray.errors import UserError
 
@@ -278,28 +278,6 @@ def test_a_dumped_configuration_loads_as_the_same(tmp_path: Path) -> None:
     assert load_config(written(tmp_path / "resolved.yaml", dump(config))) == config
 
 
-@pytest.mark.parametrize(
-    ("batch", "workers", "micro", "right"),
-    [
-        (16, 1, 4, True),
-        (16, 4, 4, True),
-        (16, 2, 16, True),  # a worker's share of 8 is one micro-batch
-        (32, 2, 8, True),
-        (16, 3, 4, False),  # no whole share
-        (16, 1, 5, False),  # no whole number of micro-batches
-        (12, 2, 4, False),
-    ],
-)
-def test_batch_size_is_workers_times_micro_batches(batch: int, workers: int, micro: int, right: bool) -> None:
-    overrides = [f"finetune.batch_size={batch}", f"finetune.workers={workers}", f"finetune.micro_batch_size={micro}"]
-    if right:
-        config = load_config(None, overrides, values={"model.path": "m", "pool.questions": "p"})
-        assert config.finetune.batch_size == batch
-    else:
-        expected = f"batch_size {batch} must be workers {workers} x micro_batch_size {micro} x a whole number"
-        assert fault(overrides) == f"configuration: finetune: {expected}"
-
-
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         validate(LEAST).seed = 3  # type: ignore[misc]
@@ -319,7 +297,9 @@ def test_every_section_has_a_description() -> None:
 
 
 def test_keys_that_are_not_content_are_keys() -> None:
-    assert set(NOT_CONTENT) <= set(valid_keys())
+    keys = set(valid_keys())
+    assert {key for key in NOT_CONTENT if not key.startswith("engine.vllm.")} <= keys
+    assert set(OF_THE_WHOLE_RUN) <= keys
 
 
 def test_importing_the_configuration_loads_neither_torch_nor_ray() -> None:

@@ -128,6 +128,25 @@ def test_another_key_is_refused_and_what_differs_is_named(root: str) -> None:
     assert store.compute(NAME, INPUTS, never).storage.read_table("").equals(TABLE)
 
 
+def test_settled_rounds_stand_and_what_is_behind_them_is_set_aside_and_made_again(root: str) -> None:
+    """Whatever their keys would be now; what was set aside can be read."""
+    store = RunStore(root)
+    names = ("baseline/evaluation", "rounds/000/samples", "rounds/001/samples", "rounds/001/states")
+    made = {name: store.compute(name, INPUTS, build_table) for name in names}
+    store.settle(1)
+    later, build = RunStore(root), Counting()
+    for name in names[:2]:
+        assert later.compute(name, OTHER, never) == made[name]
+    assert later.compute("rounds/001/states", INPUTS, never) == made["rounds/001/states"]
+    again = later.compute("rounds/001/samples", OTHER, build)
+    assert build.times == 1
+    assert again.key != made["rounds/001/samples"].key
+    aside = committed_artefact(f"{root}/superseded/{made['rounds/001/samples'].key}/rounds/001/samples")
+    assert aside is not None
+    assert aside.storage.read_table("").equals(TABLE)
+    assert RunStore(root).compute("rounds/001/samples", OTHER, never) == again
+
+
 def test_another_schema_version_is_named_as_what_differs(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     RunStore(root).compute(NAME, INPUTS, build_table)
     monkeypatch.setattr(ka2l_ray.store.artefacts, "SCHEMA_VERSION", ka2l_ray.store.artefacts.SCHEMA_VERSION + 1)
