@@ -11,7 +11,8 @@ answers to all by Spearman-Brown, 2r / (1 + r).
 About what no probe can exceed follows from it, rather too low where kappa grows. Let a question be labelled unknown with
 probability p, and a share u of all be unknown. Labels that repeat with kappa c have E[p^2 + (1-p)^2] = 1 - 2u(1-u)(1-c). Whoever
 knew every p would be right in E[max(p, 1-p)] <= (1 + sqrt(1 - 4u(1-u)(1-c))) / 2 of the questions (Jensen), and rank them with an
-AUROC of 1/2 + E|p-p'| / (4u(1-u)) <= (1 + sqrt(c / (3u(1-u)))) / 2, as a mean difference is at most 2/sqrt(3) standard deviations.
+AUROC of 1/2 + E|p-p'| / (4u(1-u)) <= (1 + sqrt(c / (3u(1-u)))) / 2, as a mean difference is at most 2/sqrt(3)
+standard deviations.
 """
 
 from __future__ import annotations
