@@ -231,13 +231,14 @@ def test_an_engine_process_that_is_killed_under_a_living_actor_is_replaced(
     killed: list[int] = []
 
     def kill_engine() -> None:
-        deadline = time.monotonic() + 600
-        while time.monotonic() < deadline and not killed:
-            if list(tmp_path.glob("disturbed.partial-*/part-*.parquet")):
-                for process in engine_processes():
-                    process.kill()
-                    killed.append(process.pid)
+        deadline, found = time.monotonic() + 600, []
+        while time.monotonic() < deadline and not found:
+            found = engine_processes()  # which takes longer than a shard: it is there before the first is written
+        while time.monotonic() < deadline and not list(tmp_path.glob("disturbed.partial-*/part-*.parquet")):
             time.sleep(0.005)
+        for process in found:
+            process.kill()
+            killed.append(process.pid)
 
     killer = threading.Thread(target=kill_engine)
     killer.start()
