@@ -240,11 +240,18 @@ def test_what_an_engine_died_of_counts_until_its_shard_has_gone_through(tmp_path
 def test_an_engine_that_hangs_is_ended_and_its_shard_done_by_another(
     asked: Artefact, engines: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    many = SamplingConfig(k=40, max_tokens=8)
     pool = engines(shard_size=2, max_error_rate=1, deadline_least=3, deadline_factor=3)
-    plain = sampled(tmp_path / "plain", asked, SAMPLING, pool)
+    plain = sampled(tmp_path / "plain", asked, many, pool)
     stopped = _pid(pool.members[0].actor)
-    threading.Timer(0.3, os.kill, (stopped, signal.SIGSTOP)).start()
-    again = sampled(tmp_path / "again", asked, SAMPLING, pool)
+
+    def stop_amid_the_work() -> None:
+        while len(list(tmp_path.glob("again.partial-*/part-*.parquet"))) < 3:
+            time.sleep(0.002)
+        os.kill(stopped, signal.SIGSTOP)
+
+    threading.Thread(target=stop_amid_the_work, daemon=True).start()
+    again = sampled(tmp_path / "again", asked, many, pool)
     assert "taken for hung" in caplog.text
     assert _pid(pool.members[0].actor) != stopped
     assert again.storage.read_table("").sort_by("question_id") == plain.storage.read_table("").sort_by("question_id")
