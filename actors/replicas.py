@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 20
 SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_TO_END = 10.0
+"""How long workers of a stage that is done may hold what they had."""
 
 
 @dataclass
@@ -159,8 +161,22 @@ class Replicas:
 
     def make_room(self, cpus: float, gpus: float, memory: float = 0) -> None:
         """End the engines if a stage that wants ``cpus``, ``gpus`` and (on one node) ``memory`` bytes could not start, or not
-        read, beside them."""
-        free = ray.available_resources()
-        short = len(cluster_nodes()) == 1 and psutil.virtual_memory().available < memory
-        if self.members and (short or free.get("CPU", 0) < cpus + 1 or free.get("GPU", 0) < gpus):
+        read, beside them; the workers of the stage before may be on their way out."""
+        if not self.members:
+            return
+        wanted, held = {"CPU": cpus + 1, "GPU": gpus}, total(replica_bundles(self.config))
+        there = ray.cluster_resources()
+        fits = all(there.get(kind, 0) - len(self.members) * held[kind] >= amount for kind, amount in wanted.items())
+        if len(cluster_nodes()) == 1 and psutil.virtual_memory().available < memory:
+            fits = False
+        begun = time.monotonic()
+        while fits and not _free(wanted):
+            fits = time.monotonic() - begun < SECONDS_TO_END
+            time.sleep(0.2)
+        if not fits:
             self.release()
+
+
+def _free(wanted: dict[str, float]) -> bool:
+    free = ray.available_resources()
+    return all(free.get(kind, 0) >= amount for kind, amount in wanted.items())
