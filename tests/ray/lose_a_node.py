@@ -30,7 +30,7 @@ def main(pool: str, out: str) -> None:
 
     def work() -> None:
         questions = Inputs(f"{out}.inputs").questions(pool)
-        done.append(sampled(Path(out), questions, SamplingConfig(k=800, max_tokens=8), engines))
+        done.append(sampled(Path(out), questions, SamplingConfig(k=500, max_tokens=8), engines))
 
     working = threading.Thread(target=work)
     working.start()  # nodes come and go in the main thread alone
