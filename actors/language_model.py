@@ -167,9 +167,10 @@ class LanguageModelActor:
             too_long = self._too_long(encoded, arguments[0].max_tokens if method in ("sample", "answer") else 0)
             fits = [row for row in range(len(encoded)) if row not in too_long]
             encoded = [encoded[row] for row in fits]
-            table, counts = self._failed(method, questions.slice(0, 0), [], arguments), {}
             if fits:
                 table, counts = getattr(self, method)(_taken(questions, fits), encoded, *arguments)
+            else:
+                table, counts = self._failed(method, questions.slice(0, 0), [], arguments), {}
         except torch.AcceleratorError as error:  # a CUDA error stays for the life of the process
             raise EngineCrashed((str(error).splitlines() or [""])[0]) from error
         counts = {"prompt_tokens": sum(map(len, encoded)), **counts}

@@ -17,7 +17,7 @@ from ka2l_ray.config_files import dump
 from ka2l_ray.errors import RunMismatchError, UserError
 from ka2l_ray.finetuning.targets import fused_experts
 from ka2l_ray.jobs.stages.bert_score import bert_score_identity
-from ka2l_ray.jobs.stages.questions import input_key
+from ka2l_ray.jobs.stages.questions import input_key, of_test_set
 from ka2l_ray.models.model_files import check_is_model, layers_of, skeleton
 from ka2l_ray.models.prompts import load_prompter
 from ka2l_ray.questions import read_rows
@@ -168,7 +168,8 @@ def _go_on_with(there: dict[str, Any], now: dict[str, Any], config: RunConfig, s
 
 
 def _evaluations(config: RunConfig) -> list[str]:
-    return [f"evaluation/{name}".rstrip("/") for name in config.pool.test_sets] or ["adapter"]
+    """What a whole round has committed last, below its directory."""
+    return [of_test_set("evaluation", name) for name in config.pool.test_sets] or ["adapter"]
 
 
 def _is_of(name: str, keys: Sequence[str]) -> bool:

@@ -29,7 +29,7 @@ from ka2l_ray.jobs.stages.hidden_states import hidden_states
 from ka2l_ray.jobs.stages.labels import Decided
 from ka2l_ray.jobs.stages.near_duplicates import near_duplicates
 from ka2l_ray.jobs.stages.probe import probe
-from ka2l_ray.jobs.stages.questions import answer_key, check_test_sets, count_answered, draw, questions
+from ka2l_ray.jobs.stages.questions import answer_key, check_test_sets, count_answered, draw, of_test_set, questions
 from ka2l_ray.jobs.stages.sample import sample
 from ka2l_ray.jobs.stages.score import score, score_by_semantic_entropy
 from ka2l_ray.jobs.stages.select import select
@@ -403,11 +403,6 @@ class _Loop:
         name = next((name for name, held in sets.items() if held.kind == "transductive"), next(iter(sets), ""))
         said = f"the test set '{name}' ({sets[name].kind})" if name else "the test set"
         return said, self.evaluations.get(name, [])
-
-
-def of_test_set(artefact: str, name: str) -> str:
-    """Name of an artefact of a test set; that of a plain path has none of its own."""
-    return f"{artefact}/{name}" if name else artefact
 
 
 def _predicted_known(scores: Artefact) -> pa.Array:

@@ -161,6 +161,11 @@ def draw(
     return store.compute(name, inputs, build)
 
 
+def of_test_set(artefact: str, name: str) -> str:
+    """Name of an artefact of a test set; that of a plain path has none of its own."""
+    return f"{artefact}/{name}" if name else artefact
+
+
 def check_test_sets(pool: Artefact, tests: Mapping[str, tuple[TestKind, Artefact]], form: Form) -> None:
     """Raise a UserError where a test set shares with the pool what its kind forbids, or does not share what it demands."""
     sets = [HeldOut.of(test.facts["source"], kind, _rows(test), form) for kind, test in tests.values()]

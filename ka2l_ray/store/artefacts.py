@@ -97,8 +97,9 @@ class RunStore:
     reuse: tuple[str, ...] = ()
     computed: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
-    settled_rounds: int = 0
-    """Rounds from the first on that were made under an earlier configuration, and stand as they are; see ``settle``."""
+    settled_rounds: int | None = None
+    """Rounds from the first on that were made under an earlier configuration, and stand as they are (``settle``); None: there was
+    no other configuration."""
 
     def __post_init__(self) -> None:
         self.storage = Storage(self.root)
@@ -122,7 +123,7 @@ class RunStore:
             if found.key == content_key(inputs) or self._is_settled(name):
                 self.kept.append(name)
                 return found
-            if not self.settled_rounds:
+            if self.settled_rounds is None:
                 return _unchanged(found, inputs)
             self._set_aside(found, inputs)
         whole = _committed(self.storage, name)
@@ -151,8 +152,8 @@ class RunStore:
     def _is_settled(self, name: str) -> bool:
         folder, _, rest = name.partition("/")
         if folder == "rounds":
-            return int(rest.partition("/")[0]) < self.settled_rounds
-        return folder == "baseline" and self.settled_rounds > 0
+            return int(rest.partition("/")[0]) < (self.settled_rounds or 0)
+        return folder == "baseline" and bool(self.settled_rounds)  # nothing is held against it before a round is whole
 
     def _set_aside(self, found: Artefact, inputs: dict[str, Any]) -> None:
         aside = f"{SUPERSEDED}/{found.key}/{found.name}"
@@ -201,7 +202,7 @@ class RunStore:
         if not self.storage.exists("manifest.json"):
             return {}
         document = _read_json(self.storage, "manifest.json")
-        self.settled_rounds, entries = document.get("settled_rounds", 0), document.get("artefacts")
+        self.settled_rounds, entries = document.get("settled_rounds"), document.get("artefacts")
         where = self.storage.url("manifest.json")
         if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
             raise UserError(f"{where}: damaged (no artefacts in it); {CURE_OF_A_MANIFEST}")

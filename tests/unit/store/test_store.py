@@ -147,6 +147,16 @@ def test_settled_rounds_stand_and_what_is_behind_them_is_set_aside_and_made_agai
     assert RunStore(root).compute("rounds/001/samples", OTHER, never) == again
 
 
+def test_where_no_round_is_whole_yet_all_is_made_again(root: str) -> None:
+    store = RunStore(root)
+    names = ("baseline/evaluation", "rounds/000/samples")
+    made = {name: store.compute(name, INPUTS, build_table).key for name in names}
+    store.settle(0)
+    later = RunStore(root)
+    assert all(later.compute(name, OTHER, build_table).key != made[name] for name in names)
+    assert later.computed == list(names)
+
+
 def test_another_schema_version_is_named_as_what_differs(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     RunStore(root).compute(NAME, INPUTS, build_table)
     monkeypatch.setattr(ka2l_ray.store.artefacts, "SCHEMA_VERSION", ka2l_ray.store.artefacts.SCHEMA_VERSION + 1)
